@@ -1,0 +1,1 @@
+"""The world outside: cluster, registry, sources, events, metrics, clock. Raises our errors only."""

@@ -1,0 +1,1 @@
+"""The contract: names, models of the custom resources, reasons, errors. No I/O."""

@@ -1,0 +1,1 @@
+"""kopf decorators only: they turn events into work for the queue."""

@@ -1,0 +1,1 @@
+"""Gather, plan, execute, report: the loop around the pure core."""

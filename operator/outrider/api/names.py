@@ -1,0 +1,79 @@
+"""Every name that Outrider gives to something in a cluster or a registry, and how derived names are made."""
+
+import hashlib
+from typing import Final
+
+GROUP: Final = "outrider.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+CATEGORY: Final = "outrider"
+
+COMPONENT_VERSIONS: Final = "componentversions"
+ROLLOUTS: Final = "rollouts"
+ROLLOUT_BATCHES: Final = "rolloutbatches"
+
+# Labels and annotations on objects that Outrider makes.
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "outrider"
+LABEL_ROLLOUT: Final = f"{GROUP}/rollout"
+LABEL_COMPONENT: Final = f"{GROUP}/component"
+LABEL_REVISION: Final = f"{GROUP}/revision"
+LABEL_VERSION: Final = f"{GROUP}/version"
+LABEL_ROLE: Final = f"{GROUP}/role"
+"""On revision DaemonSets and their pods: which of the two kinds, `revision` or `joiners`."""
+ROLE_REVISION: Final = "revision"
+ROLE_JOINERS: Final = "joiners"
+LABEL_RUN: Final = f"{GROUP}/run"
+LABEL_BATCH: Final = f"{GROUP}/batch"
+ANNOTATION_FETCH_IMAGE: Final = f"{GROUP}/fetch-image"
+
+# On nodes.
+ASSIGNMENT_PREFIX: Final = f"agents.{GROUP}/"
+ASSIGNMENT_NONE: Final = "none"
+ASSIGNMENT_LEAVING: Final = "to-"
+LABEL_EXCLUDE: Final = f"{GROUP}/exclude"
+
+# Trust.
+LABEL_TRUST_KEY: Final = f"{GROUP}/trust-key"
+ANNOTATION_KEY_COMPONENTS: Final = f"{GROUP}/components"
+ANNOTATION_KEY_NAMESPACES: Final = f"{GROUP}/namespaces"
+
+FINALIZER: Final = f"{GROUP}/finish-moves"
+
+# Field managers are stable: GitOps tools ignore fields by them.
+FIELD_MANAGER: Final = "outrider"
+FIELD_MANAGER_STATUS: Final = "outrider-status"
+
+# In the registry.
+ARTIFACT_TYPE: Final = "application/vnd.outrider.component.v1"
+LAYER_TYPE: Final = "application/octet-stream"
+
+# Environment and paths of the init container.
+FETCH_CONTAINER: Final = "outrider-fetch"
+VOLUME_ARTIFACT: Final = "outrider-artifact"
+VOLUME_KEYS: Final = "outrider-keys"
+
+MAX_LABEL: Final = 63
+
+
+def assignment_key(namespace: str, component: str) -> str:
+    """Return the node label key that says which revision of a component a node runs.
+
+    It is `agents.outrider.dev/` + the first 52 characters of `<namespace>.<component>` without trailing `-._` + `-` +
+    10 hex digits of sha256(`namespace/component`): always a valid label key, at most 63 characters behind the slash,
+    and one per component and namespace.
+    """
+    readable = f"{namespace}.{component}"[:52].rstrip("-._")
+    digest = hashlib.sha256(f"{namespace}/{component}".encode()).hexdigest()[:10]
+    return f"{ASSIGNMENT_PREFIX}{readable}-{digest}"
+
+
+def trusted_keys_name(component: str) -> str:
+    """Return the name of the ConfigMap of public keys that the nodes of a component's fleet verify with."""
+    return f"outrider-keys.{component}"
+
+
+def batch_name(rollout: str, run: int, batch: int, page: int) -> str:
+    """Return the name of the RolloutBatch for one page (1-based) of a batch (1-based) of a run (1-based)."""
+    base = f"{rollout}-{run}-{batch}"
+    return base if page == 1 else f"{base}.{page}"
