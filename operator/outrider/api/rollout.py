@@ -1,0 +1,420 @@
+"""Rollout: which version a fleet of nodes runs, and how it is moved there. RolloutBatch: the record, node by node."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from outrider.api.base import (
+    ATOMIC_LIST,
+    IMMUTABLE,
+    SET_LIST,
+    ApiModel,
+    Conditions,
+    IntOrPercent,
+    LabelSelector,
+    Time,
+    list_map,
+    rule,
+)
+from outrider.api.componentversion import Component, Version
+
+PodTemplate = Annotated[dict[str, Any], Field(json_schema_extra={"x-outrider-schema": "PodTemplateSpec"})]
+"""A PodTemplateSpec as for a DaemonSet; the CRD carries its full structural schema."""
+
+Seconds = Annotated[int, Field(ge=0, le=7 * 24 * 3600)]
+
+
+class Target(ApiModel):
+    """Which nodes belong to the fleet. Nodes labelled `outrider.dev/exclude=true` are left out."""
+
+    model_config = {
+        "json_schema_extra": {
+            "x-kubernetes-validations": [
+                rule(
+                    "(has(self.nodeSelector) ? 1 : 0) + (has(self.nodeNames) ? 1 : 0) + (has(self.all) ? 1 : 0) == 1",
+                    "set exactly one of nodeSelector, nodeNames and all",
+                )
+            ]
+        }
+    }
+
+    node_selector: Annotated[
+        LabelSelector,
+        Field(
+            json_schema_extra={
+                "x-kubernetes-validations": [
+                    rule(
+                        "(has(self.matchLabels) && size(self.matchLabels) > 0) || "
+                        "(has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+                        "an empty selector selects nothing; write `all: true` for every node",
+                    )
+                ]
+            }
+        ),
+    ] | None = None
+    """Nodes by their labels."""
+    node_names: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=253)]],
+        Field(min_length=1, max_length=500, json_schema_extra=SET_LIST),
+    ] | None = None
+    """Nodes by name, at most 500."""
+    all: Literal[True] | None = None
+    """Every node of the cluster."""
+
+
+class VolumeDelivery(ApiModel):
+    """The artifact is pulled and verified by an init container into a volume, which the agent sees read-only."""
+
+    mount_path: Annotated[str, Field(min_length=2, max_length=1024, pattern=r"^/[^:]+$")]
+    """Where the containers see the directory that holds the artifact's file."""
+    containers: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=63)]],
+        Field(min_length=1, max_length=20, json_schema_extra=SET_LIST),
+    ]
+    """The containers of the template that get the volume."""
+
+
+class Delivery(ApiModel):
+    """How the version gets into the agent's pod."""
+
+    volume: VolumeDelivery
+    """Through a volume that an init container fills."""
+
+
+class CanaryStep(ApiModel):
+    """One canary batch. It must be healthy, and stay so while it soaks, before the next batch starts."""
+
+    nodes: IntOrPercent
+    """How many nodes this step moves; a percentage is of the run's nodes and rounds up. At least 1."""
+    soak_seconds: Seconds = 0
+    """How long the moved nodes are watched before the next batch."""
+    failure_tolerance: IntOrPercent = 0
+    """How many of the step's nodes may fail; a percentage is of the step's nodes and rounds down."""
+
+
+class Canary(ApiModel):
+    """A few nodes first."""
+
+    steps: Annotated[list[CanaryStep], Field(min_length=1, max_length=20, json_schema_extra=ATOMIC_LIST)]
+    """The canary batches in order; what remains then rolls."""
+
+
+class Rolling(ApiModel):
+    """Batch after batch; a batch ends before the next begins."""
+
+    batch_size: Annotated[
+        IntOrPercent,
+        Field(
+            json_schema_extra={
+                "x-kubernetes-validations": [
+                    rule("type(self) == string ? self != '0%' : self > 0", "a batch needs at least 1 node")
+                ]
+            }
+        ),
+    ] = "10%"
+    """How many nodes move together; a percentage is of the run's nodes and rounds up. At least 1."""
+    batch_interval_seconds: Seconds = 0
+    """How long a finished batch is watched before the next starts."""
+
+
+class Full(ApiModel):
+    """All nodes in one batch."""
+
+    max_in_flight: IntOrPercent = "100%"
+    """How many nodes at most are without a working agent at a time; a percentage is of the run's nodes and rounds
+    up. At least 1."""
+
+
+class Strategy(ApiModel):
+    """How a fleet is moved."""
+
+    model_config = {
+        "json_schema_extra": {
+            "x-kubernetes-validations": [
+                rule(
+                    "self.type == 'Canary' ? has(self.canary) : !has(self.canary)",
+                    "type Canary needs strategy.canary.steps, and no other type may have strategy.canary",
+                ),
+                rule("self.type == 'Full' || !has(self.full)", "strategy.full needs type Full"),
+                rule(
+                    "self.type != 'Full' || !has(self.rolling)",
+                    "strategy.rolling contradicts type Full: remove it, or use type Rolling or Canary",
+                ),
+            ]
+        }
+    }
+
+    type: Literal["Full", "Rolling", "Canary"]
+    """Full: all at once. Rolling: batch after batch. Canary: a few first, then rolling."""
+    canary: Canary | None = None
+    """The steps before rolling; only with type Canary."""
+    rolling: Rolling | None = None
+    """Batches; with type Rolling or Canary. Absent: batches of 10%."""
+    full: Full | None = None
+    """Limits for type Full."""
+    failure_tolerance: IntOrPercent = 0
+    """How many nodes may fail; a percentage is of the run's nodes and rounds down. The run fails when more do, or when
+    every node of a batch of two or more did. A failed node within the tolerance goes back at once."""
+
+
+class Health(ApiModel):
+    """When a moved node counts as healthy, and when as failed."""
+
+    timeout_seconds: Annotated[int, Field(ge=1, le=24 * 3600)] = 300
+    """How long after the start of its batch a node may take to become healthy. Time in pause does not count."""
+    min_ready_seconds: Annotated[int, Field(ge=0, le=24 * 3600)] = 10
+    """How long the agent's pod must be Ready without a break, on the operator's clock."""
+    max_restarts: Annotated[int, Field(ge=0, le=100)] = 0
+    """How many container restarts of the new pod are forgiven."""
+
+
+class RolloutSpec(ApiModel):
+    """What a fleet shall run, and how it gets there. Outrider never writes here."""
+
+    component: Annotated[Component, Field(json_schema_extra={"x-kubernetes-validations": [IMMUTABLE]})]
+    """The component whose versions the fleet runs. It cannot be changed."""
+    version: Version
+    """The version that the fleet shall run: a Published ComponentVersion of this namespace."""
+    target: Target
+    """The nodes of the fleet."""
+    template: PodTemplate
+    """The agent's pod, written as for a DaemonSet."""
+    delivery: Delivery
+    """How the version gets into that pod."""
+    strategy: Strategy
+    """How the fleet is moved."""
+    health: Annotated[Health, Field(json_schema_extra={"default": {}})] = Health()
+    """What healthy means."""
+    on_failure: Literal["Rollback", "Pause"] = "Rollback"
+    """What happens when more nodes fail than tolerated: all that the run moved goes back, or the run stops."""
+    paused: bool = False
+    """No new move, automatic rollback included. Half-made moves are finished, health is watched, time stands still."""
+    run_history_limit: Annotated[int, Field(ge=1, le=50)] = 10
+    """How many ended runs, with their RolloutBatches, are kept."""
+
+
+RunKind = Literal["Rollout", "Rollback"]
+RunState = Literal["Running", "Paused", "Succeeded", "PartiallySucceeded", "Failed", "RolledBack", "Superseded"]
+"""Running: batches are made. Paused: over the tolerance with onFailure Pause. The others are results."""
+
+
+class RunStatus(ApiModel):
+    """One attempt to bring the fleet to a version."""
+
+    id: int
+    """Its number within the Rollout; numbers are never reused."""
+    kind: RunKind
+    """Rollout: to what the spec wants. Rollback: the nodes of a failed run back to what each came from."""
+    state: RunState
+    """Running and Paused go on; the others are results."""
+    version: str
+    """The version that it brings."""
+    revision: str
+    """The revision that it brings (for a Rollback: the one that it takes away)."""
+    from_revision: str | None = None
+    """The stable revision when it started."""
+    of_run: int | None = None
+    """For a Rollback: the run that it takes back."""
+    started_at: Time
+    """When it started."""
+    started_by: str = ""
+    """Who changed the spec last before it started: the field manager that owns spec.version."""
+    finished_at: Time | None = None
+    """When it ended."""
+    nodes: int = 0
+    """The fleet's size when it started: what percentages are of."""
+    batches: int = 0
+    """How many batches were started."""
+    batch: str = ""
+    """For people: batches started / batches expected."""
+    updated: int = 0
+    """Nodes that run its revision."""
+    healthy: int = 0
+    """Nodes that it moved and that are healthy."""
+    failed: int = 0
+    """Nodes that failed, those that went back included."""
+    pending: int = 0
+    """Nodes that are being moved or still to be moved."""
+    skipped: int = 0
+    """Nodes that it left out, each with a reason."""
+    outdated: int = 0
+    """Nodes of the fleet that do not run what the spec wants."""
+    paused_since: Time | None = None
+    """Since when it stands in a pause."""
+    paused_seconds: int = 0
+    """How long it stood in earlier pauses: does not count against deadlines."""
+    message: str = ""
+    """What it is doing or waiting for."""
+
+
+class RunRecord(ApiModel):
+    """An ended run."""
+
+    id: int
+    """Its number."""
+    kind: RunKind
+    """Rollout or Rollback."""
+    version: str
+    """The version that it brought (for a Rollback: took away)."""
+    revision: str
+    """The revision likewise."""
+    result: RunState
+    """How it ended."""
+    started_at: Time
+    """When it started."""
+    finished_at: Time
+    """When it ended."""
+    nodes: int = 0
+    """The fleet's size when it started."""
+    healthy: int = 0
+    """Nodes that it moved and that were healthy at its end."""
+    failed: int = 0
+    """Nodes that failed."""
+    skipped: int = 0
+    """Nodes that it left out."""
+
+
+class Revisions(ApiModel):
+    """The revisions that matter now."""
+
+    stable: str | None = None
+    """The revision of the last run that completed: what joining nodes get, and what failed ones return to."""
+    stable_version: str | None = None
+    """Its version."""
+    current: str | None = None
+    """The revision that the spec asks for."""
+
+
+class NodeFailure(ApiModel):
+    """A node that failed, for a first look; RolloutBatches have them all."""
+
+    node: str
+    """The node."""
+    reason: str
+    """Why, as a CamelCase word."""
+    message: Annotated[str, Field(max_length=256)] = ""
+    """Why, as a sentence."""
+
+
+class RolloutStatus(ApiModel):
+    """What is true of the fleet. Conditions are the contract, `phase` is for people."""
+
+    observed_generation: int = -1
+    """The metadata.generation that this status speaks of; -1 before the first reconciliation."""
+    phase: str | None = None
+    """Progressing, Paused, RollingBack, RolledBack, Completed, Stalled or Waiting."""
+    nodes: int = 0
+    """The fleet's size now."""
+    run: RunStatus | None = None
+    """The newest run."""
+    revisions: Revisions | None = None
+    """The revisions that matter now."""
+    failures: Annotated[list[NodeFailure], Field(max_length=10, json_schema_extra=ATOMIC_LIST)] = []
+    """At most 10 nodes that failed in the newest run."""
+    history: Annotated[list[RunRecord], Field(max_length=50, json_schema_extra=ATOMIC_LIST)] = []
+    """Ended runs, newest first."""
+    conditions: Conditions = []
+    """Ready, Reconciling, Stalled, Progressing, Paused, Degraded, RolledBack."""
+
+
+ROLLOUT_RULES: list[dict[str, Any]] = [
+    rule(
+        "size(self.metadata.name) <= 40",
+        "metadata.name may have at most 40 characters: the names of DaemonSets and pods are made from it",
+    ),
+    rule(
+        "self.spec.delivery.volume.containers.all(c, self.spec.template.spec.containers.exists(d, d.name == c))",
+        "every container in spec.delivery.volume.containers must be one of spec.template.spec.containers",
+    ),
+]
+
+
+NodeState = Literal[
+    "Pending", "Stopping", "Downloading", "Starting", "Succeeded", "Failed", "Returning", "RolledBack", "Skipped"
+]
+"""Pending: not touched yet. Stopping: the old agent ends. Downloading: the artifact is pulled and verified. Starting:
+the agent starts and has to become healthy. Succeeded, Failed, RolledBack (failed, and healthy again on what it came
+from) and Skipped are results; Returning is a failed node on its way back."""
+
+
+class BatchNode(ApiModel):
+    """One node of a batch: what it came from and where it goes. Frozen before the node is touched."""
+
+    name: str
+    """The node's name."""
+    uid: str
+    """The node's UID: a node that comes back under the same name is another one."""
+    origin: Annotated[str, Field(alias="from")]
+    """The assignment before: a revision, or `none`."""
+    to: str
+    """The assignment after."""
+    back: str
+    """Where the node goes if it fails: its last revision from a completed run, or `none`."""
+
+
+class RolloutBatchSpec(ApiModel):
+    """The frozen membership of one batch (or one page of at most 100 nodes of it)."""
+
+    rollout: str
+    """The Rollout that it belongs to."""
+    run: int
+    """The run."""
+    kind: RunKind
+    """The run's kind."""
+    version: str
+    """The run's version."""
+    batch: int
+    """The batch's number in the run, from 1."""
+    page: int = 1
+    """The page's number in the batch, from 1."""
+    step: int = 0
+    """The canary step, from 1; 0 for a batch that is none."""
+    started_at: Time
+    """When the batch started; deadlines run from here."""
+    started_by: str = ""
+    """As in the run."""
+    paused_seconds: int = 0
+    """How long the run had stood in pauses before the batch."""
+    nodes: Annotated[list[BatchNode], Field(max_length=100, json_schema_extra=list_map("name"))]
+    """The nodes, in the order in which they are moved."""
+
+
+class NodeResult(ApiModel):
+    """What became of one node."""
+
+    name: str
+    """The node."""
+    state: NodeState
+    """How far it got."""
+    reason: Annotated[str, Field(max_length=64)] = ""
+    """Why, as a CamelCase word; empty when nothing is to be said."""
+    message: Annotated[str, Field(max_length=256)] = ""
+    """Why, as a sentence."""
+    started_at: Time | None = None
+    """When the node was first touched."""
+    finished_at: Time | None = None
+    """When the state became a result."""
+
+
+class RolloutBatchStatus(ApiModel):
+    """What became of each node of a batch."""
+
+    state: Literal["Running", "Finished"] = "Running"
+    """Finished when every node has a result."""
+    finished_at: Time | None = None
+    """When every node of the batch had a result."""
+    succeeded: int = 0
+    """Nodes that are healthy on the new revision."""
+    failed: int = 0
+    """Nodes that failed, those that went back included."""
+    skipped: int = 0
+    """Nodes that were left out."""
+    pending: int = 0
+    """Nodes without a result yet."""
+    nodes: Annotated[list[NodeResult], Field(max_length=100, json_schema_extra=list_map("name"))] = []
+    """One entry per node of the spec."""
+
+
+ROLLOUT_BATCH_RULES: list[dict[str, Any]] = [
+    rule("self.spec == oldSelf.spec", "a batch's membership is frozen when it starts"),
+]
