@@ -1,0 +1,140 @@
+"""A small client of the API server on the standard library: the launcher needs no other."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlencode, urlsplit
+
+from localcluster.pki import KeyPair
+
+Object = dict[str, Any]
+T = TypeVar("T")
+
+
+class ApiError(Exception):
+    """The API server answered with an error."""
+
+    def __init__(self, method: str, path: str, status: int, body: str) -> None:
+        try:
+            message = json.loads(body).get("message", body)
+        except (ValueError, AttributeError):
+            message = body
+        super().__init__(f"{method} {path}: {status} {message}"[:600])
+        self.status = status
+
+
+class ApiClient:
+    """Talks to one API server with a client certificate; safe to share between threads."""
+
+    def __init__(self, server: str, ca_file: Path, credentials: KeyPair) -> None:
+        address = urlsplit(server)
+        self._host = address.hostname or ""
+        self._port = address.port or 443
+        self._context = ssl.create_default_context(cafile=str(ca_file))
+        self._context.load_cert_chain(str(credentials.certificate), str(credentials.key))
+        self._local = threading.local()
+
+    def _connection(self) -> http.client.HTTPSConnection:
+        connection: http.client.HTTPSConnection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = http.client.HTTPSConnection(
+                self._host, self._port, context=self._context, timeout=60
+            )
+            self._local.connection = connection
+        return connection
+
+    def raw(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        content_type: str = "application/json",
+    ) -> str:
+        """Make one request and return the body as text; raise `ApiError` on 4xx and 5xx."""
+        payload = json.dumps(body).encode() if body is not None else None
+        headers = {"Content-Type": content_type} if payload is not None else {}
+        # A kept-alive connection that the server closed meanwhile shows only on use: once again.
+        for attempt in (1, 2):
+            connection = self._connection()
+            try:
+                connection.request(method, path, payload, headers)
+                response = connection.getresponse()
+                text = response.read().decode(errors="replace")
+                break
+            except (http.client.HTTPException, ConnectionError):
+                connection.close()
+                self._local.connection = None
+                if attempt == 2:
+                    raise
+        if response.status >= 400:
+            raise ApiError(method, path, response.status, text)
+        return text
+
+    def get(self, path: str, **query: str) -> Object:
+        """GET an object or a list."""
+        answer: Object = json.loads(self.raw("GET", _with_query(path, query)))
+        return answer
+
+    def items(self, path: str, **query: str) -> list[Object]:
+        """The items of a list, all pages."""
+        found: list[Object] = []
+        parameters = {"limit": "500"} | query
+        while True:
+            page = self.get(path, **parameters)
+            found += page["items"]
+            token = page["metadata"].get("continue")
+            if not token:
+                return found
+            parameters["continue"] = token
+
+    def create(self, path: str, body: Object) -> Object:
+        """POST an object."""
+        answer: Object = json.loads(self.raw("POST", path, body))
+        return answer
+
+    def create_if_absent(self, path: str, body: Object) -> None:
+        """POST an object; one of that name may be there already."""
+        try:
+            self.create(path, body)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+
+    def apply(self, path: str, body: Object) -> None:
+        """Server-side apply, as the owner of every field named."""
+        query = {"fieldManager": "localcluster", "force": "true"}
+        self.raw("PATCH", _with_query(path, query), body, "application/apply-patch+yaml")
+
+    def merge(self, path: str, body: Object) -> None:
+        """JSON merge patch."""
+        self.raw("PATCH", path, body, "application/merge-patch+json")
+
+    def strategic(self, path: str, body: Object) -> None:
+        """Strategic merge patch: lists such as conditions are merged by their keys."""
+        self.raw("PATCH", path, body, "application/strategic-merge-patch+json")
+
+    def delete(self, path: str, **query: str) -> None:
+        """DELETE an object; it may be gone already."""
+        try:
+            self.raw("DELETE", _with_query(path, query))
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+
+def _with_query(path: str, query: dict[str, str]) -> str:
+    return f"{path}?{urlencode(query)}" if query else path
+
+
+def in_parallel(action: Callable[[T], object], items: Iterable[T], threads: int = 8) -> None:
+    """Call ``action`` for each item on a few threads; the first error is raised."""
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        for _ in pool.map(action, items):
+            pass
