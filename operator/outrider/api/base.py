@@ -29,12 +29,18 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def rule(expression: str, message: str, **extra: str) -> dict[str, str]:
+def rule(expression: str, message: str, **extra: str) -> dict[str, Any]:
     """Return one CEL validation rule; `extra` may hold reason, fieldPath or messageExpression."""
     return {"rule": expression, "message": message, **extra}
 
 
 IMMUTABLE = rule("self == oldSelf", "this field cannot be changed; create a new object instead")
+
+
+def worded(message: str, *rules: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema marks of a field whose `pattern` is explained by `message`, with further rules."""
+    marks: dict[str, Any] = {"x-outrider-pattern-message": message}
+    return {**marks, "x-kubernetes-validations": list(rules)} if rules else marks
 
 
 def list_map(*keys: str) -> dict[str, Any]:
@@ -54,6 +60,7 @@ IntOrPercent = Annotated[
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "pattern": PERCENT_PATTERN,
+            "x-outrider-pattern-message": "write a whole number, or a percentage from '0%' to '100%'",
             "minimum": 0,
             "maximum": 1_000_000,
             # Without a bound the API server assumes the worst when it estimates what a CEL rule costs.
@@ -62,6 +69,12 @@ IntOrPercent = Annotated[
     ),
 ]
 """A count of nodes, or a percentage of a total that the field's description names."""
+
+AT_LEAST_ONE = rule(
+    "type(self) == string ? self != '0%' : self > 0",
+    "0 nodes would never be done: write a number from 1, or a percentage from '1%'",
+)
+"""For an int-or-percent that rounds up."""
 
 
 def resolve(value: int | str, total: int, *, up: bool) -> int:
@@ -112,6 +125,18 @@ Conditions = Annotated[list[Condition], Field(max_length=16, json_schema_extra=l
 
 class Requirement(ApiModel):
     """One requirement of a label selector."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : "
+                    "!has(self.values) || size(self.values) == 0",
+                    "operators In and NotIn need values; Exists and DoesNotExist must have none",
+                )
+            ]
+        }
+    )
 
     key: Annotated[str, Field(max_length=317)]
     """The label key."""

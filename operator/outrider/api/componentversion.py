@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from outrider.api.base import IMMUTABLE, ApiModel, Conditions, Time, list_map, rule
+from outrider.api.base import ATOMIC_LIST, IMMUTABLE, ApiModel, Conditions, Time, list_map, rule, worded
 
 SEMVER_PATTERN = (
     r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
@@ -15,8 +15,28 @@ SEMVER_PATTERN = (
 COMPONENT_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 SHA256_PATTERN = r"^[a-f0-9]{64}$"
 
-Version = Annotated[str, Field(min_length=5, max_length=48, pattern=SEMVER_PATTERN)]
-Component = Annotated[str, Field(min_length=1, max_length=40, pattern=COMPONENT_PATTERN)]
+Version = Annotated[
+    str,
+    Field(
+        min_length=5,
+        max_length=48,
+        pattern=SEMVER_PATTERN,
+        json_schema_extra=worded(
+            "write a semantic version of three numbers, in lower case and without '+build', such as 1.4.0 or 2.0.0-rc.1"
+        ),
+    ),
+]
+Component = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=40,
+        pattern=COMPONENT_PATTERN,
+        json_schema_extra=worded(
+            "write lower case letters, digits and '-', beginning and ending with a letter or digit"
+        ),
+    ),
+]
 
 Stage = Literal["Draft", "Testing", "Published"]
 Phase = Literal["Draft", "Testing", "Published"]
@@ -37,7 +57,15 @@ class Platform(ApiModel):
 class HttpSource(ApiModel):
     """A file behind an http or https URL."""
 
-    url: Annotated[str, Field(min_length=8, max_length=2048, pattern=r"^https?://[^\s@]+$")]
+    url: Annotated[
+        str,
+        Field(
+            min_length=8,
+            max_length=2048,
+            pattern=r"^https?://[^\s@]+$",
+            json_schema_extra=worded("write an http:// or https:// URL without spaces, '@' or credentials"),
+        ),
+    ]
     """Where the file is; without credentials. At most 5 redirects are followed."""
 
 
@@ -53,13 +81,16 @@ class ConfigMapSource(ApiModel):
 class Source(ApiModel):
     """Where an artifact's bytes come from: exactly one field is set."""
 
-    model_config = {
-        "json_schema_extra": {
+    model_config = ConfigDict(
+        json_schema_extra={
             "x-kubernetes-validations": [
-                rule("(has(self.http) ? 1 : 0) + (has(self.configMap) ? 1 : 0) == 1", "set exactly one source")
+                rule(
+                    "(has(self.http) ? 1 : 0) + (has(self.configMap) ? 1 : 0) == 1",
+                    "set exactly one of http and configMap",
+                )
             ]
         }
-    }
+    )
 
     http: HttpSource | None = None
     """A file behind an http or https URL."""
@@ -70,7 +101,15 @@ class Source(ApiModel):
 class Signature(ApiModel):
     """A signature over the artifact's bytes by a key that the operator trusts."""
 
-    inline: Annotated[str, Field(min_length=8, max_length=2048, pattern=r"^[A-Za-z0-9+/=\s]+$")]
+    inline: Annotated[
+        str,
+        Field(
+            min_length=8,
+            max_length=2048,
+            pattern=r"^[A-Za-z0-9+/=\s]+$",
+            json_schema_extra=worded("write the signature in base64: openssl dgst -sha256 -sign KEY FILE | base64 -w0"),
+        ),
+    ]
     """The detached signature in base64, as `openssl dgst -sha256 -sign KEY FILE | base64 -w0` or `cosign sign-blob`
     make it."""
 
@@ -80,9 +119,26 @@ class Artifact(ApiModel):
 
     platform: Platform
     """The platform that the bytes are for; each platform at most once."""
-    file_name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    file_name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=128,
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+            json_schema_extra=worded(
+                "write a file name without a directory: letters, digits, '.', '_' and '-', first a letter or digit"
+            ),
+        ),
+    ]
     """The name of the file on the node."""
-    sha256: Annotated[str, Field(pattern=SHA256_PATTERN, max_length=64)]
+    sha256: Annotated[
+        str,
+        Field(
+            pattern=SHA256_PATTERN,
+            max_length=64,
+            json_schema_extra=worded("write 64 hex digits in lower case, as sha256sum prints them"),
+        ),
+    ]
     """The expected SHA-256 of the file: 64 hex digits."""
     source: Source
     """Where the bytes come from."""
@@ -111,7 +167,7 @@ class ComponentVersionSpec(ApiModel):
             min_length=1,
             max_length=12,
             json_schema_extra={
-                **{"x-kubernetes-list-type": "atomic"},
+                **ATOMIC_LIST,
                 "x-kubernetes-validations": [
                     rule(
                         "self.all(a, self.exists_one(b, a.platform == b.platform))",

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from outrider.api.base import (
+    AT_LEAST_ONE,
     ATOMIC_LIST,
     IMMUTABLE,
     SET_LIST,
@@ -15,6 +16,7 @@ from outrider.api.base import (
     Time,
     list_map,
     rule,
+    worded,
 )
 from outrider.api.componentversion import Component, Version
 
@@ -27,8 +29,8 @@ Seconds = Annotated[int, Field(ge=0, le=7 * 24 * 3600)]
 class Target(ApiModel):
     """Which nodes belong to the fleet. Nodes labelled `outrider.dev/exclude=true` are left out."""
 
-    model_config = {
-        "json_schema_extra": {
+    model_config = ConfigDict(
+        json_schema_extra={
             "x-kubernetes-validations": [
                 rule(
                     "(has(self.nodeSelector) ? 1 : 0) + (has(self.nodeNames) ? 1 : 0) + (has(self.all) ? 1 : 0) == 1",
@@ -36,27 +38,33 @@ class Target(ApiModel):
                 )
             ]
         }
-    }
+    )
 
-    node_selector: Annotated[
-        LabelSelector,
-        Field(
-            json_schema_extra={
-                "x-kubernetes-validations": [
-                    rule(
-                        "(has(self.matchLabels) && size(self.matchLabels) > 0) || "
-                        "(has(self.matchExpressions) && size(self.matchExpressions) > 0)",
-                        "an empty selector selects nothing; write `all: true` for every node",
-                    )
-                ]
-            }
-        ),
-    ] | None = None
+    node_selector: (
+        Annotated[
+            LabelSelector,
+            Field(
+                json_schema_extra={
+                    "x-kubernetes-validations": [
+                        rule(
+                            "(has(self.matchLabels) && size(self.matchLabels) > 0) || "
+                            "(has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+                            "an empty selector selects nothing; write `all: true` for every node",
+                        )
+                    ]
+                }
+            ),
+        ]
+        | None
+    ) = None
     """Nodes by their labels."""
-    node_names: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=253)]],
-        Field(min_length=1, max_length=500, json_schema_extra=SET_LIST),
-    ] | None = None
+    node_names: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=253)]],
+            Field(min_length=1, max_length=500, json_schema_extra=SET_LIST),
+        ]
+        | None
+    ) = None
     """Nodes by name, at most 500."""
     all: Literal[True] | None = None
     """Every node of the cluster."""
@@ -65,7 +73,15 @@ class Target(ApiModel):
 class VolumeDelivery(ApiModel):
     """The artifact is pulled and verified by an init container into a volume, which the agent sees read-only."""
 
-    mount_path: Annotated[str, Field(min_length=2, max_length=1024, pattern=r"^/[^:]+$")]
+    mount_path: Annotated[
+        str,
+        Field(
+            min_length=2,
+            max_length=1024,
+            pattern=r"^/[^:]+$",
+            json_schema_extra=worded("write an absolute path other than '/', without ':', such as /opt/agent"),
+        ),
+    ]
     """Where the containers see the directory that holds the artifact's file."""
     containers: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=63)]],
@@ -84,7 +100,7 @@ class Delivery(ApiModel):
 class CanaryStep(ApiModel):
     """One canary batch. It must be healthy, and stay so while it soaks, before the next batch starts."""
 
-    nodes: IntOrPercent
+    nodes: Annotated[IntOrPercent, Field(json_schema_extra={"x-kubernetes-validations": [AT_LEAST_ONE]})]
     """How many nodes this step moves; a percentage is of the run's nodes and rounds up. At least 1."""
     soak_seconds: Seconds = 0
     """How long the moved nodes are watched before the next batch."""
@@ -104,13 +120,7 @@ class Rolling(ApiModel):
 
     batch_size: Annotated[
         IntOrPercent,
-        Field(
-            json_schema_extra={
-                "x-kubernetes-validations": [
-                    rule("type(self) == string ? self != '0%' : self > 0", "a batch needs at least 1 node")
-                ]
-            }
-        ),
+        Field(json_schema_extra={"x-kubernetes-validations": [AT_LEAST_ONE]}),
     ] = "10%"
     """How many nodes move together; a percentage is of the run's nodes and rounds up. At least 1."""
     batch_interval_seconds: Seconds = 0
@@ -120,7 +130,10 @@ class Rolling(ApiModel):
 class Full(ApiModel):
     """All nodes in one batch."""
 
-    max_in_flight: IntOrPercent = "100%"
+    max_in_flight: Annotated[
+        IntOrPercent,
+        Field(json_schema_extra={"x-kubernetes-validations": [AT_LEAST_ONE]}),
+    ] = "100%"
     """How many nodes at most are without a working agent at a time; a percentage is of the run's nodes and rounds
     up. At least 1."""
 
@@ -128,8 +141,8 @@ class Full(ApiModel):
 class Strategy(ApiModel):
     """How a fleet is moved."""
 
-    model_config = {
-        "json_schema_extra": {
+    model_config = ConfigDict(
+        json_schema_extra={
             "x-kubernetes-validations": [
                 rule(
                     "self.type == 'Canary' ? has(self.canary) : !has(self.canary)",
@@ -142,7 +155,7 @@ class Strategy(ApiModel):
                 ),
             ]
         }
-    }
+    )
 
     type: Literal["Full", "Rolling", "Canary"]
     """Full: all at once. Rolling: batch after batch. Canary: a few first, then rolling."""
@@ -159,6 +172,17 @@ class Strategy(ApiModel):
 
 class Health(ApiModel):
     """When a moved node counts as healthy, and when as failed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "self.minReadySeconds < self.timeoutSeconds",
+                    "minReadySeconds must be less than timeoutSeconds: no node could become healthy in time",
+                )
+            ]
+        }
+    )
 
     timeout_seconds: Annotated[int, Field(ge=1, le=24 * 3600)] = 300
     """How long after the start of its batch a node may take to become healthy. Time in pause does not count."""
@@ -228,7 +252,7 @@ class RunStatus(ApiModel):
     batch: str = ""
     """For people: batches started / batches expected."""
     updated: int = 0
-    """Nodes that run its revision."""
+    """Nodes of the fleet that run what the spec wants."""
     healthy: int = 0
     """Nodes that it moved and that are healthy."""
     failed: int = 0
@@ -302,7 +326,7 @@ class RolloutStatus(ApiModel):
     observed_generation: int = -1
     """The metadata.generation that this status speaks of; -1 before the first reconciliation."""
     phase: str | None = None
-    """Progressing, Paused, RollingBack, RolledBack, Completed, Stalled or Waiting."""
+    """Progressing, Paused, RollingBack, RolledBack, Completed, Stalled, Waiting or Deleting."""
     nodes: int = 0
     """The fleet's size now."""
     run: RunStatus | None = None
@@ -340,28 +364,28 @@ from) and Skipped are results; Returning is a failed node on its way back."""
 class BatchNode(ApiModel):
     """One node of a batch: what it came from and where it goes. Frozen before the node is touched."""
 
-    name: str
+    name: Annotated[str, Field(max_length=253)]
     """The node's name."""
-    uid: str
+    uid: Annotated[str, Field(max_length=128)]
     """The node's UID: a node that comes back under the same name is another one."""
-    origin: Annotated[str, Field(alias="from")]
-    """The assignment before: a revision, or `none`."""
-    to: str
+    origin: Annotated[str, Field(alias="from", max_length=63)]
+    """The assignment before: a revision, or `none`; empty for a node that had none yet."""
+    to: Annotated[str, Field(max_length=63)]
     """The assignment after."""
-    back: str
+    back: Annotated[str, Field(max_length=63)]
     """Where the node goes if it fails: its last revision from a completed run, or `none`."""
 
 
 class RolloutBatchSpec(ApiModel):
     """The frozen membership of one batch (or one page of at most 100 nodes of it)."""
 
-    rollout: str
+    rollout: Annotated[str, Field(max_length=253)]
     """The Rollout that it belongs to."""
     run: int
     """The run."""
     kind: RunKind
     """The run's kind."""
-    version: str
+    version: Annotated[str, Field(max_length=48)]
     """The run's version."""
     batch: int
     """The batch's number in the run, from 1."""
@@ -371,7 +395,7 @@ class RolloutBatchSpec(ApiModel):
     """The canary step, from 1; 0 for a batch that is none."""
     started_at: Time
     """When the batch started; deadlines run from here."""
-    started_by: str = ""
+    started_by: Annotated[str, Field(max_length=253)] = ""
     """As in the run."""
     paused_seconds: int = 0
     """How long the run had stood in pauses before the batch."""
@@ -382,7 +406,7 @@ class RolloutBatchSpec(ApiModel):
 class NodeResult(ApiModel):
     """What became of one node."""
 
-    name: str
+    name: Annotated[str, Field(max_length=253)]
     """The node."""
     state: NodeState
     """How far it got."""
