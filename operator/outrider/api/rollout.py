@@ -177,6 +177,8 @@ class Health(ApiModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 rule(
+                    # Guarded, because the API server tries rules on the default, `{}`, before it fills that in.
+                    "!has(self.minReadySeconds) || !has(self.timeoutSeconds) || "
                     "self.minReadySeconds < self.timeoutSeconds",
                     "minReadySeconds must be less than timeoutSeconds: no node could become healthy in time",
                 )

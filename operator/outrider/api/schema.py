@@ -181,6 +181,10 @@ KINDS: tuple[Kind, ...] = (
 
 def build_crd(kind: Kind) -> dict[str, Any]:
     """Return the CustomResourceDefinition of one kind."""
+    status = structural(kind.status, defaults=False)
+    if "observedGeneration" in status["properties"]:
+        # With the default an object that nobody has reconciled yet is never mistaken for a reconciled one.
+        status["default"] = {"observedGeneration": -1}
     root: Schema = {
         "description": kind.description,
         "type": "object",
@@ -189,8 +193,7 @@ def build_crd(kind: Kind) -> dict[str, Any]:
             "kind": {"description": _KIND, "type": "string"},
             "metadata": {"type": "object"},
             "spec": structural(kind.spec),
-            # With the default an object that nobody has reconciled yet is never mistaken for a reconciled one.
-            "status": {**structural(kind.status, defaults=False), "default": {"observedGeneration": -1}},
+            "status": status,
         },
         "required": ["spec"],
         "x-kubernetes-validations": [dict(each) for each in kind.rules],

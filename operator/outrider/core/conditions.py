@@ -1,0 +1,43 @@
+"""How conditions change: one status per type, and a transition time that moves only when the status does."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from outrider.api.base import Condition, ConditionStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one condition should say now."""
+
+    type: str
+    status: ConditionStatus
+    reason: str
+    message: str
+
+
+def merge_conditions(
+    before: Sequence[Condition], findings: Iterable[Finding], generation: int, now: datetime
+) -> list[Condition]:
+    """Return the conditions that say what `findings` say, and no others.
+
+    A condition whose status stays keeps its lastTransitionTime, so that an unchanged state gives an unchanged object.
+    """
+    known = {condition.type: condition for condition in before}
+    merged = []
+    for finding in findings:
+        old = known.get(finding.type)
+        merged.append(
+            Condition(
+                type=finding.type,
+                status=finding.status,
+                reason=finding.reason,
+                message=finding.message,
+                observed_generation=max(0, generation),
+                last_transition_time=(
+                    old.last_transition_time if old is not None and old.status == finding.status else now
+                ),
+            )
+        )
+    return merged

@@ -1,0 +1,130 @@
+"""What to do, as values: a plan can be printed, compared and asserted on. Executing it twice changes nothing.
+
+The order of execution is part of the safety argument and the same for every plan: prerequisites (finalizer,
+DaemonSets), then records (RolloutBatches, status), then the patches that move nodes, then clean-up. What a crash cuts
+off in between is found by the next snapshot.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutStatus
+
+
+@dataclass(frozen=True, slots=True)
+class KeepFinalizer:
+    """Hold the Rollout until its half-made moves are finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropFinalizer:
+    """Let the deleted Rollout go."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRevision:
+    """Create the DaemonSet of a revision. No node runs it before a node's label names it."""
+
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateJoiners:
+    """Create the DaemonSet that serves nodes without an assignment with this (stable) revision."""
+
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateBatch:
+    """Persist who is moved from where to where, before the first of them is touched."""
+
+    name: str
+    spec: RolloutBatchSpec
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBatch:
+    """Record what became of the nodes of a batch.
+
+    `urgent` records must be stored before any move of the same plan: a verdict that is acted on, a batch's end. The
+    others can be derived again from what the cluster shows and may be written together later.
+    """
+
+    name: str
+    status: RolloutBatchStatus
+    urgent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Change one node's assignment, only if node UID and present assignment are still what was seen."""
+
+    node: str
+    uid: str
+    before: str | None
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRevision:
+    """Delete the DaemonSet of a revision that nothing names any more."""
+
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteJoiners:
+    """Delete a joiners' DaemonSet of a revision that is no longer the stable one."""
+
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteBatch:
+    """Delete the record of a run that is older than the history's limit."""
+
+    name: str
+
+
+Action = (
+    KeepFinalizer
+    | DropFinalizer
+    | CreateRevision
+    | CreateJoiners
+    | CreateBatch
+    | WriteBatch
+    | Assign
+    | DeleteRevision
+    | DeleteJoiners
+    | DeleteBatch
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a person should be told once."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, what to say, and when to look again at the latest.
+
+    `urgent_status` says that the status must be stored before any move of the plan.
+    """
+
+    actions: tuple[Action, ...]
+    status: RolloutStatus
+    events: tuple[Event, ...] = ()
+    urgent_status: bool = False
+    wake_at: datetime | None = None
+
+    @property
+    def moves(self) -> tuple[Assign, ...]:
+        """The label patches of the plan."""
+        return tuple(action for action in self.actions if isinstance(action, Assign))

@@ -1,0 +1,165 @@
+"""What a Rollout's status says: the one place that computes `Ready`, the phase, the counts and the messages."""
+
+from collections.abc import Sequence
+
+from outrider.api.rollout import (
+    BatchNode,
+    NodeFailure,
+    NodeResult,
+    Revisions,
+    RolloutStatus,
+    RunRecord,
+    RunStatus,
+)
+from outrider.core import batches as arithmetic
+from outrider.core.conditions import Finding, merge_conditions
+from outrider.core.snapshot import RolloutSnapshot
+
+_FAILED = frozenset({"Failed", "Returning", "RolledBack"})
+_MAX_FAILURES = 10
+
+Entry = tuple[BatchNode, NodeResult]
+
+
+def build_status(
+    seen: RolloutSnapshot,
+    *,
+    run: RunStatus | None,
+    stable: str | None,
+    stable_version: str | None,
+    history: Sequence[RunRecord],
+    results: Sequence[Entry],
+    gate: str,
+) -> RolloutStatus:
+    """Return the status that tells what is true now; `gate` says what the next batch waits for, if anything."""
+    updated = sum(seen.nodes[name].labels.get(seen.assignment_key) == seen.wanted for name in seen.members)
+    if run is not None:
+        run = _count(seen, run, results, updated, gate)
+    phase, findings = _judge(seen, run, updated, gate)
+    return RolloutStatus(
+        observed_generation=seen.generation,
+        phase=phase,
+        nodes=len(seen.members),
+        run=run,
+        revisions=Revisions(stable=stable, stable_version=stable_version, current=seen.wanted),
+        failures=[
+            NodeFailure(node=entry.name, reason=result.reason, message=result.message)
+            for entry, result in results
+            if result.state in _FAILED
+        ][:_MAX_FAILURES],
+        history=list(history),
+        conditions=merge_conditions(seen.status.conditions, findings, seen.generation, seen.now),
+    )
+
+
+def _count(seen: RolloutSnapshot, run: RunStatus, results: Sequence[Entry], updated: int, gate: str) -> RunStatus:
+    states = [result.state for _, result in results]
+    touched = {entry.name for entry, _ in results}
+    moving = sum(state in {"Pending", "Stopping", "Downloading", "Starting"} for state in states)
+    untouched = 0
+    if run.kind == "Rollout":
+        untouched = sum(
+            name not in touched and seen.nodes[name].labels.get(seen.assignment_key) != run.revision
+            for name in seen.members
+        )
+    failed = sum(state in _FAILED for state in states)
+    expected = max(run.batches, 1)
+    if run.kind == "Rollout" and run.state == "Running":
+        direct = run.revision == run.from_revision
+        expected = run.batches + _batches_left(seen, run, untouched, direct=direct)
+    return run.model_copy(
+        update={
+            "batch": f"{run.batches}/{expected}",
+            "updated": updated,
+            "outdated": len(seen.members) - updated,
+            "healthy": sum(state == "Succeeded" for state in states),
+            "failed": failed,
+            "pending": moving + untouched if run.state in {"Running", "Paused"} else 0,
+            "skipped": sum(state == "Skipped" for state in states),
+            "message": gate if run.state == "Running" and gate else run.message,
+        }
+    )
+
+
+def _batches_left(seen: RolloutSnapshot, run: RunStatus, untouched: int, *, direct: bool) -> int:
+    if untouched <= 0:
+        return 0
+    if seen.spec.strategy.type == "Full":
+        return 1
+    left, count = untouched, 0
+    if not direct:
+        for step in range(run.batches + 1, arithmetic.canary_steps(seen.spec) + 1):
+            if left > 0:
+                left, count = left - arithmetic.canary_size(seen.spec, step, run.nodes), count + 1
+    size = arithmetic.rolling_size(seen.spec, run.nodes)
+    return count + max(0, -(-left // size))
+
+
+def _judge(seen: RolloutSnapshot, run: RunStatus | None, updated: int, gate: str) -> tuple[str, list[Finding]]:
+    """Return the phase and the conditions: Ready always, the others while they have something to say."""
+    total = len(seen.members)
+    progress = f"{updated} of {total} nodes run {seen.spec.version}"
+    findings: list[Finding] = []
+
+    def conclude(phase: str, ready: bool, reason: str, message: str, *, stalled: bool, busy: bool) -> str:
+        findings.append(Finding("Ready", "True" if ready else "False", reason, message))
+        if busy:
+            findings.append(Finding("Reconciling", "True", reason, message))
+        if stalled:
+            findings.append(Finding("Stalled", "True", reason, message))
+        if run is not None:
+            advancing = busy and run.state == "Running" and not seen.spec.paused
+            findings.append(Finding("Progressing", "True" if advancing else "False", reason, message))
+        return phase
+
+    holds_after_rollback = (
+        run is not None and run.kind == "Rollback" and run.state != "Running" and run.revision == seen.wanted
+    )
+    if seen.deleting:
+        phase = conclude("Deleting", False, "Deleting", gate, stalled=False, busy=True)
+    elif run is not None and run.kind == "Rollback" and run.state == "Running":
+        message = f"run {run.of_run} to {run.version} failed and is taken back: {run.message}"
+        phase = conclude("RollingBack", False, "RollingBack", message, stalled=False, busy=True)
+    elif holds_after_rollback:
+        assert run is not None  # noqa: S101 - said by the condition above
+        message = (
+            f"run {run.of_run} to {run.version} failed and was taken back by run {run.id} ({run.healthy} nodes back, "
+            f"{run.failed} failed). Change spec.version or spec.template to go on"
+        )
+        findings.append(Finding("RolledBack", "True", "FailureToleranceExceeded", message))
+        phase = conclude("RolledBack", False, "RolledBack", message, stalled=True, busy=False)
+    elif run is not None and run.state == "Paused":
+        message = f"run {run.id} to {run.version} stopped: {run.message}. Change spec.version or spec.template to go on"
+        findings.append(Finding("Paused", "True", "FailureToleranceExceeded", message))
+        phase = conclude("Stalled", False, "FailureToleranceExceeded", message, stalled=True, busy=False)
+    elif seen.hindrance is not None:
+        hindrance = seen.hindrance
+        phase = conclude(
+            "Stalled" if hindrance.stalled else "Waiting",
+            False,
+            hindrance.reason,
+            hindrance.message,
+            stalled=hindrance.stalled,
+            busy=not hindrance.stalled,
+        )
+    elif run is None or run.revision != seen.wanted or run.state == "Running":
+        message = progress + (f"; {gate}" if gate else "")
+        if seen.spec.paused:
+            findings.append(Finding("Paused", "True", "PausedBySpec", "spec.paused is true: no new node is moved"))
+            phase = conclude("Paused", False, "PausedBySpec", f"{progress}; paused", stalled=False, busy=False)
+        else:
+            phase = conclude("Progressing", False, "Progressing", message, stalled=False, busy=True)
+    elif run.state == "Failed":
+        message = (
+            f"run {run.id}: no node could be moved to {run.version}. Change spec.version or spec.template to go on"
+        )
+        phase = conclude("Stalled", False, "RunFailed", message, stalled=True, busy=False)
+    else:
+        note = f"; {run.failed} failed within the tolerance" if run.failed else ""
+        note += f"; {run.skipped} were left out" if run.skipped else ""
+        phase = conclude("Completed", True, "RunCompleted", progress + note, stalled=False, busy=False)
+    if run is not None and run.failed:
+        findings.append(
+            Finding("Degraded", "True", "NodesFailed", f"{run.failed} of {run.nodes} nodes failed in run {run.id}")
+        )
+    return phase, findings

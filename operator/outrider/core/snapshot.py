@@ -1,0 +1,114 @@
+"""Everything that a decision about a rollout may see. Values only: the same snapshot always gives the same plan."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """A taint of a node."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What matters of a node.
+
+    `ready` is its Ready condition being True. `labels` holds all labels: the target and the template's affinity look
+    at any of them.
+    """
+
+    name: str
+    uid: str
+    labels: Mapping[str, str]
+    ready: bool
+    unschedulable: bool = False
+    taints: tuple[Taint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What matters of an agent's pod.
+
+    `live` is False once its phase is terminal: nothing of it runs any more. `ready_since` and `unready_since` are
+    the operator's own observations, on its own clock: the kubelet's clock may be skewed, and it rewrites transition
+    times when it restarts. `trouble` is the waiting reason of the first container that cannot run (empty if none),
+    `refusal` the sentence with which the fetch container refused the artifact. `fetching` says that the fetch
+    container is still at work.
+    """
+
+    name: str
+    uid: str
+    node: str
+    revision: str
+    live: bool = True
+    terminating: bool = False
+    ready_since: datetime | None = None
+    unready_since: datetime | None = None
+    restarts: int = 0
+    trouble: str = ""
+    trouble_message: str = ""
+    refusal: str = ""
+    fetching: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A RolloutBatch object: its frozen membership and what became of each node."""
+
+    name: str
+    spec: RolloutBatchSpec
+    status: RolloutBatchStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Hindrance:
+    """Why nothing new may be started now.
+
+    `stalled` says that a person must act; otherwise it passes by itself. Moves that are half-made are finished all the
+    same.
+    """
+
+    reason: str
+    message: str
+    stalled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSnapshot:
+    """One consistent look at a Rollout and its fleet.
+
+    `nodes` are all nodes of the target and all that carry an assignment of this Rollout; `members` names those of the
+    target. `pods` are the agents' pods by node. `revisions` names the revisions whose DaemonSets exist, each with its
+    version; `joiners` the revision that the joiners' DaemonSet brings. `wanted` is the revision that the spec asks
+    for. `fits` tells for a node why the agent's pod could not be scheduled there, or "".
+    """
+
+    now: datetime
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    deleting: bool
+    has_finalizer: bool
+    spec: RolloutSpec
+    status: RolloutStatus
+    assignment_key: str
+    wanted: str
+    hindrance: Hindrance | None = None
+    started_by: str = ""
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    members: frozenset[str] = frozenset()
+    owned_by_others: Mapping[str, str] = field(default_factory=dict)
+    pods: Mapping[str, tuple[Pod, ...]] = field(default_factory=dict)
+    batches: tuple[Batch, ...] = ()
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    joiners: tuple[str, ...] = ()
+    template_scheduling: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,310 @@
+"""A fleet in memory: nodes, DaemonSet controllers and kubelets as far as a plan can notice them.
+
+It executes plans as the operator does (records before moves, moves only if node and assignment are as seen), can lose
+the end of a plan as a crash would, and checks after every step what must never be otherwise.
+"""
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from outrider.api.names import assignment_key
+from outrider.api.rollout import (
+    BatchNode,
+    RolloutBatchStatus,
+    RolloutSpec,
+    RolloutStatus,
+)
+from outrider.core import plan as actions
+from outrider.core.moves import is_leaving
+from outrider.core.plan import Event, Plan
+from outrider.core.rollout import plan_rollout
+from outrider.core.snapshot import Batch, Hindrance, Node, Pod, RolloutSnapshot
+
+KEY = assignment_key("fleet", "agent")
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+Behaviour = Callable[[str, str], str]
+"""(node, revision) → healthy | never-ready | crash-loop | image-pull."""
+
+
+def healthy(_node: str, _revision: str) -> str:
+    return "healthy"
+
+
+@dataclass
+class SimPod:
+    name: str
+    revision: str
+    ready_at: float
+    behaviour: str
+    gone_at: float | None = None
+    ready_since: datetime | None = None
+
+
+@dataclass
+class SimNode:
+    node: Node
+    pods: list[SimPod] = field(default_factory=list)
+
+
+def make_spec(version: str = "1.0.0", **changes: Any) -> RolloutSpec:
+    spec: dict[str, Any] = {
+        "component": "agent",
+        "version": version,
+        "target": {"all": True},
+        "template": {"spec": {"containers": [{"name": "agent", "image": "agent"}]}},
+        "delivery": {"volume": {"mountPath": "/opt/agent", "containers": ["agent"]}},
+        "strategy": {"type": "Rolling", "rolling": {"batchSize": "25%"}},
+        "health": {"timeoutSeconds": 60, "minReadySeconds": 2},
+    }
+    return RolloutSpec.model_validate(spec | changes)
+
+
+class Fleet:
+    """The world that plans act on. `revision` of a spec is `r-` and its version."""
+
+    def __init__(self, count: int, spec: RolloutSpec, *, seed: int = 0, behaviour: Behaviour = healthy) -> None:
+        self.random = random.Random(seed)
+        self.now = START
+        self.spec = spec
+        self.behaviour = behaviour
+        self.generation = 1
+        self.status = RolloutStatus()
+        self.nodes: dict[str, SimNode] = {}
+        self.batches: dict[str, Batch] = {}
+        self.revisions: dict[str, str] = {}
+        self.joiners: list[str] = []
+        self.finalizer = False
+        self.deleting = False
+        self.let_go = False
+        self.hindrance: Hindrance | None = None
+        self.events: list[Event] = []
+        self.patches: list[actions.Assign] = []
+        self.writes = 0
+        self.serial = 0
+        for index in range(count):
+            self.join(f"node-{index:03}")
+
+    def join(self, name: str) -> None:
+        self.serial += 1
+        self.nodes[name] = SimNode(Node(name=name, uid=f"uid-{self.serial}", labels={}, ready=True))
+
+    def leave(self, name: str) -> None:
+        del self.nodes[name]
+
+    def set_ready(self, name: str, ready: bool) -> None:
+        self.nodes[name].node = replace(self.nodes[name].node, ready=ready)
+
+    def change(self, **changes: Any) -> None:
+        self.spec = RolloutSpec.model_validate(self.spec.to_api() | changes)
+        self.generation += 1
+
+    def assignment(self, name: str) -> str | None:
+        return self.nodes[name].node.labels.get(KEY)
+
+    def assignments(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for name in self.nodes:
+            counts[str(self.assignment(name))] = counts.get(str(self.assignment(name)), 0) + 1
+        return counts
+
+    def snapshot(self) -> RolloutSnapshot:
+        return RolloutSnapshot(
+            now=self.now,
+            namespace="fleet",
+            name="agent",
+            uid="rollout-uid",
+            generation=self.generation,
+            deleting=self.deleting,
+            has_finalizer=self.finalizer,
+            spec=self.spec,
+            status=self.status,
+            assignment_key=KEY,
+            wanted=f"r-{self.spec.version}",
+            hindrance=self.hindrance,
+            started_by="kubectl",
+            nodes={name: sim.node for name, sim in self.nodes.items()},
+            members=frozenset(self.nodes),
+            pods={name: tuple(self._seen(name, pod) for pod in sim.pods) for name, sim in self.nodes.items()},
+            batches=tuple(sorted(self.batches.values(), key=lambda b: (b.spec.run, b.spec.batch, b.spec.page))),
+            revisions=dict(self.revisions),
+            joiners=tuple(self.joiners),
+        )
+
+    def _seen(self, node: str, pod: SimPod) -> Pod:
+        crashing = pod.behaviour == "crash-loop" and self._clock() >= pod.ready_at
+        pulling = pod.behaviour == "image-pull" and self._clock() >= pod.ready_at
+        return Pod(
+            name=pod.name,
+            uid=pod.name,
+            node=node,
+            revision=pod.revision,
+            terminating=pod.gone_at is not None,
+            ready_since=pod.ready_since,
+            restarts=2 if crashing else 0,
+            trouble="CrashLoopBackOff" if crashing else "ImagePullBackOff" if pulling else "",
+        )
+
+    def _clock(self) -> float:
+        return (self.now - START).total_seconds()
+
+    # -- the operator's part
+
+    def plan(self) -> Plan:
+        first = plan_rollout(self.snapshot())
+        assert plan_rollout(self.snapshot()) == first, "the same snapshot gives the same plan"
+        return first
+
+    def execute(self, plan: Plan, *, crash_after: int | None = None) -> None:
+        """Execute a plan in the operator's order, or only its first `crash_after` steps."""
+        records = [a for a in plan.actions if not isinstance(a, actions.Assign | actions.DeleteRevision)]
+        late = [a for a in plan.actions if isinstance(a, actions.Assign | actions.DeleteRevision)]
+        steps: list[Callable[[], None]] = [lambda a=action: self._do(a) for action in records]  # type: ignore[misc]
+        steps.append(lambda: setattr(self, "status", plan.status))
+        steps.extend(lambda a=action: self._do(a) for action in late)  # type: ignore[misc]
+        for step in steps[:crash_after]:
+            step()
+        if crash_after is None:
+            self.events.extend(plan.events)
+            before = self._facts()
+            for step in steps:
+                step()
+            assert self._facts() == before, "executing a plan twice changes nothing"
+
+    def _facts(self) -> object:
+        return (
+            {name: (sim.node.uid, dict(sim.node.labels)) for name, sim in self.nodes.items()},
+            dict(self.batches),
+            dict(self.revisions),
+            list(self.joiners),
+            self.status,
+        )
+
+    def _do(self, action: actions.Action) -> None:
+        match action:
+            case actions.KeepFinalizer():
+                self.finalizer = True
+            case actions.DropFinalizer():
+                self.finalizer, self.let_go = False, True
+            case actions.CreateRevision(revision):
+                self.revisions[revision] = revision.removeprefix("r-")
+            case actions.CreateJoiners(revision):
+                if revision not in self.joiners:
+                    self.joiners.append(revision)
+            case actions.DeleteRevision(revision):
+                self.revisions.pop(revision, None)
+            case actions.DeleteJoiners(revision):
+                self.joiners = [other for other in self.joiners if other != revision]
+            case actions.CreateBatch(name, spec):
+                assert name not in self.batches or self.batches[name].spec == spec, "batch names are never reused"
+                self.batches.setdefault(name, Batch(name, spec, RolloutBatchStatus()))
+            case actions.WriteBatch(name, status, _):
+                self.batches[name] = replace(self.batches[name], status=status)
+            case actions.DeleteBatch(name):
+                self.batches.pop(name, None)
+            case actions.Assign(name, uid, before, after):
+                sim = self.nodes.get(name)
+                if sim is None or sim.node.uid != uid or sim.node.labels.get(KEY) != before:
+                    return
+                self._check_record(name, uid, after)
+                sim.node = replace(sim.node, labels={**sim.node.labels, KEY: after})
+                self.patches.append(action)
+
+    def _check_record(self, name: str, uid: str, after: str) -> None:
+        """No node moves to a revision that no stored batch brings, but to the stable one."""
+        goal = after.removeprefix("to-")
+        revisions = self.status.revisions
+        stable = revisions.stable if revisions else None
+        recorded = {
+            goal
+            for batch in self.batches.values()
+            for entry in batch.spec.nodes
+            if (entry.name, entry.uid) == (name, uid)
+            for goal in (entry.to, entry.back)
+        }
+        assert goal == stable or goal == "none" or goal in recorded, f"{name} moves to {goal} without a record"
+
+    # -- the cluster's part
+
+    def tick(self, seconds: float = 1.0) -> None:
+        """Let time pass: DaemonSet controllers delete and create pods, kubelets end and start them."""
+        self.now += timedelta(seconds=seconds)
+        clock = self._clock()
+        for name, sim in self.nodes.items():
+            assignment = sim.node.labels.get(KEY)
+            wanted = {assignment} & set(self.revisions) if assignment is not None else set(self.joiners)
+            for pod in sim.pods:
+                if pod.revision not in wanted and pod.gone_at is None:
+                    pod.gone_at = clock + self.random.uniform(0, 4)
+            if sim.node.ready:
+                sim.pods = [pod for pod in sim.pods if pod.gone_at is None or pod.gone_at > clock]
+            for revision in wanted:
+                if revision is not None and not any(pod.revision == revision for pod in sim.pods):
+                    self.serial += 1
+                    sim.pods.append(
+                        SimPod(
+                            f"pod-{self.serial}",
+                            revision,
+                            clock + self.random.uniform(0, 5),
+                            self.behaviour(name, revision),
+                        )
+                    )
+            for pod in sim.pods:
+                is_ready = (
+                    pod.behaviour == "healthy" and clock >= pod.ready_at and pod.gone_at is None and sim.node.ready
+                )
+                pod.ready_since = (pod.ready_since or self.now) if is_ready else None
+        self.check()
+
+    def lose_pod(self, name: str) -> None:
+        self.nodes[name].pods.clear()
+
+    def check(self) -> None:
+        """Assert what must never be otherwise."""
+        for name, sim in self.nodes.items():
+            revisions = {pod.revision for pod in sim.pods}
+            assert len(revisions) <= 1, f"two revisions live on {name}: {revisions}"
+
+    def out_of_service(self) -> int:
+        """Count the nodes whose agent is away because of us."""
+        return sum(
+            is_leaving(self.assignment(name)) or not any(pod.ready_since for pod in sim.pods)
+            for name, sim in self.nodes.items()
+            if sim.node.ready
+        )
+
+    # -- driving it
+
+    def settle(self, *, limit: int = 3000, until: Callable[["Fleet"], bool] | None = None) -> None:
+        """Plan, execute and let time pass until the run has a result (or `until` holds)."""
+        done = until or is_at_rest
+        for _ in range(limit):
+            self.execute(self.plan())
+            if done(self):
+                return
+            self.tick()
+        raise AssertionError(f"no end after {limit} steps: {self.status.phase}, {self.status.run}")
+
+    def entries(self, run: int | None = None) -> Iterable[tuple[BatchNode, str, str]]:
+        """Iterate over (entry, state, reason) of a run's batches."""
+        for batch in self.batches.values():
+            if run is None or batch.spec.run == run:
+                states = {result.name: result for result in batch.status.nodes}
+                for entry in batch.spec.nodes:
+                    result = states.get(entry.name)
+                    yield entry, result.state if result else "Pending", result.reason if result else ""
+
+
+def is_at_rest(fleet: Fleet) -> bool:
+    run = fleet.status.run
+    wanted = f"r-{fleet.spec.version}"
+    return (
+        run is not None
+        and run.revision == wanted
+        and run.state != "Running"
+        and not any(is_leaving(fleet.assignment(name)) for name in fleet.nodes)
+        and fleet.plan().actions == ()
+    )
