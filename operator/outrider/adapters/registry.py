@@ -1,0 +1,751 @@
+"""The OCI registry: streams in, streams out, nothing believed that was not hashed here.
+
+This is the only module that knows oras. oras-py gives the session, the URLs of the distribution API and the parsing of
+challenges; what it does not do is done here: it has no timeouts, retries everything for two minutes, reads blobs into
+memory, verifies nothing that it downloads, never refreshes an expired token, and sends credentials wherever an answer
+points to (see `_Provider`). The protocol is the OCI distribution specification 1.1.
+
+Blocking, and not safe for use by two threads at a time: one `OciRegistry` per job, in a worker thread.
+"""
+
+import json
+import re
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, NoReturn, Self
+
+import oras.auth.utils
+import oras.container
+import oras.provider
+import oras.utils
+import requests
+
+from outrider.adapters.transport import NETWORK_ERRORS, explain, harden_session, read_at_most, read_pieces, retry_after
+from outrider.api.errors import OutriderError, Stalling, Transient
+from outrider.trust.digest import Sha256Stream, digest_of, is_digest
+
+MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
+_ACCEPTED_MANIFESTS: Final = ", ".join(
+    (
+        MANIFEST_TYPE,
+        INDEX_TYPE,
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    )
+)
+
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
+"""The size that registries have to accept at least (distribution specification, "Pushing Manifests")."""
+
+_MAX_ERROR_BYTES: Final = 64 * 1024
+_MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
+
+# Distribution specification, "Pulling manifests".
+_REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_TAG: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+
+@dataclass(frozen=True)
+class RegistrySettings:
+    """How to reach one registry, and as whom."""
+
+    host: str
+    """Host, and port if it is not the usual one; no scheme and no path."""
+    plain_http: bool = False
+    """Speak HTTP instead of HTTPS: for registries on the same machine or network segment only."""
+    ca_file: str | None = None
+    """A PEM file of the authorities that may vouch for the registry; None: those that the system trusts."""
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    connect_timeout: float = 5.0
+    """Seconds."""
+    read_timeout: float = 30.0
+    """Seconds of silence after which the registry counts as down."""
+    commit_timeout: float = 300.0
+    """Seconds that the registry may take to flush and hash what was uploaded; grows with the size on a slow disk."""
+    resume_delays: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """Seconds to wait before each attempt to resume a broken download."""
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """What names content in a registry: its digest (`sha256:` and 64 hex digits) and its size in bytes."""
+
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class ManifestDocument:
+    """A manifest or index exactly as it is stored."""
+
+    content: bytes
+    media_type: str
+    digest: str
+
+
+class OciRegistry:
+    """The few operations on a registry that Outrider needs.
+
+    Every operation raises Transient(RegistryUnavailable) when the registry is down or does not make sense,
+    Transient(RegistryThrottled) when it asks to slow down, Stalling(RegistryDenied) when it refuses the credentials and
+    Stalling(RegistryRefused) for any other refusal; what else it may raise is said there. What does not exist is None.
+    Use it as a context manager, or close it.
+    """
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        if _HOST.fullmatch(settings.host) is None:
+            raise Stalling(
+                "RegistryInvalid", "the registry's host is not host[:port] without scheme and path; correct it"
+            )
+        self.settings = settings
+        self.host = settings.host
+        self._provider = _Provider(settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._provider.session.close()
+
+    # Names
+
+    def blob_url(self, repository: str, digest: str) -> str:
+        """Return where the registry serves a blob."""
+        return f"{self._provider.prefix}://{self._container(repository).get_blob_url(digest)}"
+
+    def reference(self, repository: str, digest: str) -> str:
+        """Return the name by which any OCI client pulls a manifest: `host/repository@sha256:…`."""
+        return f"{self.host}/{repository}@{digest}"
+
+    # Blobs
+
+    def check(self) -> None:
+        """Return if the registry answers and lets us in (`GET /v2/`)."""
+        what = "asking for its API version"
+        response = self._provider.request("GET", f"{self._provider.prefix}://{self.host}/v2/", what)
+        self._expect(response, what, 200)
+
+    def blob_size(self, repository: str, digest: str) -> int | None:
+        """Return the size in bytes of a blob, or None if the repository has no such blob."""
+        what = f"looking for {digest} in {repository}"
+        response = self._provider.request("HEAD", self.blob_url(repository, digest), what, repository=repository)
+        if response.status_code == 404:
+            response.close()
+            return None
+        headers = self._expect(response, what, 200)
+        try:
+            return int(headers["Content-Length"])
+        except (KeyError, ValueError):
+            raise self._nonsense(what, "its answer has no Content-Length") from None
+
+    def push_stream(
+        self,
+        repository: str,
+        chunks: Iterable[bytes],
+        *,
+        before_commit: Callable[[Descriptor], None] | None = None,
+    ) -> Descriptor:
+        """Store a stream of bytes as a blob in one pass and constant memory, and return what it is.
+
+        `before_commit` is called with what was uploaded before it gets a name in the registry: if it raises, the upload
+        is cancelled and nothing is stored. The same happens when `chunks` raises.
+
+        1. POST opens an upload.
+        2. One PATCH carries the bytes as they come (as `docker push` does), while they are hashed here.
+        3. `before_commit` may object.
+        4. PUT commits under the digest that was computed here; the registry refuses if it received other bytes.
+        5. The registry's own idea of the digest, if it tells, must be the same.
+        """
+        what = f"uploading to {repository}"
+        # 1.
+        start = f"{self._provider.prefix}://{self._container(repository).upload_blob_url()}"
+        response = self._provider.request("POST", start, what, repository=repository, data=b"")
+        upload = self._location(self._expect(response, what, 202), start, what)
+        try:
+            # 2. The connection exists already, so that the first timeout bounds the sending of one piece.
+            stream = Sha256Stream()
+            response = self._provider.request(
+                "PATCH",
+                upload,
+                what,
+                repository=repository,
+                data=_hashed(chunks, stream),
+                headers={"Content-Type": "application/octet-stream"},
+                timeout=(self.settings.read_timeout, self.settings.commit_timeout),
+            )
+            upload = self._location(self._expect_upload(response, what, 202), upload, what)
+
+            # 3.
+            descriptor = Descriptor(stream.digest, stream.size)
+            if before_commit is not None:
+                before_commit(descriptor)
+
+            # 4.
+            response = self._provider.request(
+                "PUT",
+                oras.utils.append_url_params(upload, {"digest": descriptor.digest}),
+                what,
+                repository=repository,
+                data=b"",
+                headers={"Content-Type": "application/octet-stream"},
+                timeout=(self.settings.connect_timeout, self.settings.commit_timeout),
+            )
+            headers = self._expect_upload(response, what, 201)
+        except BaseException:
+            self._cancel(upload, repository)
+            raise
+
+        # 5.
+        told = headers.get("Docker-Content-Digest", descriptor.digest)
+        if told != descriptor.digest:
+            raise self._nonsense(what, f"it stored the bytes of {descriptor.digest} under another digest")
+        return descriptor
+
+    def push_bytes(self, repository: str, data: bytes) -> Descriptor:
+        """Store a small blob, unless it is there already, and return what it is."""
+        descriptor = Descriptor(digest_of(data), len(data))
+        if self.blob_size(repository, descriptor.digest) != descriptor.size:
+            self.push_stream(repository, iter((data,)))
+        return descriptor
+
+    def open_blob(self, repository: str, digest: str, *, size: int | None = None) -> "BlobStream | None":
+        """Return a blob to be read piece by piece, or None if there is no such blob.
+
+        `size` is the size in bytes that it must have, if that is known.
+        """
+        response = self._get_blob(repository, digest, 0)
+        if response is None:
+            return None
+
+        def reopen(offset: int) -> requests.Response | None:
+            return self._get_blob(repository, digest, offset)
+
+        return BlobStream(self._provider, repository, digest, size, reopen, response)
+
+    def delete_blob(self, repository: str, digest: str) -> bool:
+        """Take a blob out of a repository; False if it was not there. Raises Stalling(DeleteUnsupported)."""
+        return self._delete(self.blob_url(repository, digest), repository, digest)
+
+    # Manifests
+
+    def push_manifest(self, repository: str, content: bytes, media_type: str, reference: str | None = None) -> str:
+        """Store a manifest or index byte for byte under a tag or its digest (if `reference` is None).
+
+        Returns its digest. Raises Stalling(ManifestInvalid) when the registry finds it wrong.
+        """
+        digest = digest_of(content)
+        what = f"storing the manifest {reference or digest} in {repository}"
+        response = self._provider.request(
+            "PUT",
+            self._manifest_url(repository, reference or digest),
+            what,
+            repository=repository,
+            data=content,
+            headers={"Content-Type": media_type},
+        )
+        if response.status_code in {400, 404, 415, 422}:
+            text = self._provider.error_text(response)
+            if "UNKNOWN" in text:
+                raise Transient(
+                    "RegistryUnavailable",
+                    f"registry {self.host} has lost something that a manifest for {repository} refers to{text}; "
+                    "everything will be stored again",
+                )
+            raise Stalling(
+                "ManifestInvalid",
+                f"registry {self.host} does not accept the manifest for {repository}{text}; "
+                "check that it supports OCI 1.1 manifests",
+            )
+        told = self._expect(response, what, 201).get("Docker-Content-Digest", digest)
+        if told != digest:
+            raise self._nonsense(what, f"it stored the manifest {digest} under another digest")
+        return digest
+
+    def get_manifest(self, repository: str, reference: str) -> ManifestDocument | None:
+        """Return the manifest or index under a tag or digest exactly as stored, or None if there is none.
+
+        Raises Stalling(ManifestInvalid) when it is larger than 4 MiB or does not hash to the digest that it was asked
+        by (or, for a tag, that the registry names).
+        """
+        what = f"reading the manifest {reference} from {repository}"
+        response = self._provider.request(
+            "GET",
+            self._manifest_url(repository, reference),
+            what,
+            repository=repository,
+            headers={"Accept": _ACCEPTED_MANIFESTS},
+        )
+        if response.status_code == 404:
+            response.close()
+            return None
+        if response.status_code != 200:
+            self._refuse(response, what)
+        try:
+            content = read_at_most(response, MAX_MANIFEST_BYTES)
+        except NETWORK_ERRORS as error:
+            raise self._provider.unavailable(what, error) from None
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise Stalling("ManifestInvalid", f"the manifest {reference} in {self.host}/{repository} exceeds 4 MiB")
+        digest = digest_of(content)
+        expected = reference if ":" in reference else response.headers.get("Docker-Content-Digest", digest)
+        if expected.startswith("sha256:") and digest != expected:
+            raise Stalling(
+                "ManifestInvalid",
+                f"{self.host} served a manifest of {repository} that hashes to {digest} instead of {expected}: "
+                "its storage or the way to it was tampered with or is damaged; store the version again",
+            )
+        media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+        return ManifestDocument(content, media_type, digest)
+
+    def tag(self, repository: str, digest: str, tag: str) -> bool:
+        """Let a tag name a manifest that is stored already; False if there is no such manifest."""
+        document = self.get_manifest(repository, digest)
+        if document is None:
+            return False
+        self.push_manifest(repository, document.content, document.media_type, tag)
+        return True
+
+    def delete_manifest(self, repository: str, digest: str) -> bool:
+        """Delete a manifest and all its tags; False if it was not there. Raises Stalling(DeleteUnsupported)."""
+        return self._delete(self._manifest_url(repository, digest), repository, digest)
+
+    # How
+
+    def _container(self, repository: str) -> Any:
+        """Return what oras makes URLs from. Its own parser would take `a.b/c` for a repository `c` on a host `a.b`."""
+        if _REPOSITORY.fullmatch(repository) is None or len(repository) > 255:
+            raise Stalling("RepositoryInvalid", f"{repository!r} is not a repository name that a registry accepts")
+        namespace, _, name = repository.rpartition("/")
+        container = oras.container.Container("name", registry=self.host)
+        container.registry, container.namespace, container.repository = self.host, namespace, name
+        return container
+
+    def _manifest_url(self, repository: str, reference: str) -> str:
+        if not is_digest(reference) and _TAG.fullmatch(reference) is None:
+            raise Stalling("ReferenceInvalid", f"{reference!r} is neither a tag nor a sha256 digest")
+        return f"{self._provider.prefix}://{self._container(repository).manifest_url(reference)}"
+
+    def _get_blob(self, repository: str, digest: str, offset: int) -> requests.Response | None:
+        what = f"reading {digest} from {repository}"
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        response = self._provider.request(
+            "GET", self.blob_url(repository, digest), what, repository=repository, headers=headers
+        )
+        if response.status_code == 404:
+            response.close()
+            return None
+        if response.status_code not in {200, 206}:
+            self._refuse(response, what)
+        return response
+
+    def _delete(self, url: str, repository: str, digest: str) -> bool:
+        what = f"deleting {digest} from {repository}"
+        response = self._provider.request("DELETE", url, what, repository=repository)
+        if response.status_code == 404:
+            response.close()
+            return False
+        if response.status_code == 405:
+            response.close()
+            raise Stalling(
+                "DeleteUnsupported",
+                f"registry {self.host} does not allow deletion; switch it on there (storage.delete.enabled), "
+                f"or delete {digest} from {repository} by its own means",
+            )
+        self._expect(response, what, 202, 200, 204)
+        return True
+
+    def _cancel(self, upload: str, repository: str) -> None:
+        """Throw an upload away, as well as that can be done: registries purge forgotten ones themselves, later."""
+        what = f"cancelling an upload to {repository}"
+        patience = (self.settings.connect_timeout, self.settings.connect_timeout)
+        try:
+            # An upload that broke off stands at an offset that its last Location does not know; ask for a new one.
+            response = self._provider.request("GET", upload, what, repository=repository, timeout=patience)
+            headers = self._expect(response, what, 204)
+            upload = self._location(headers, upload, what)
+            self._provider.request("DELETE", upload, what, repository=repository, timeout=patience).close()
+        except OutriderError:
+            return
+
+    def _location(self, headers: Mapping[str, str], base: str, what: str) -> str:
+        """Return where an upload goes on. A registry behind a proxy may name itself by the wrong scheme."""
+        location = headers.get("Location", "")
+        if not location:
+            raise self._nonsense(what, "its answer has no Location")
+        url = urllib.parse.urljoin(base, location)
+        parts = urllib.parse.urlsplit(url)
+        if parts.netloc.lower() == self.host.lower():
+            parts = parts._replace(scheme=self._provider.prefix)
+        elif parts.scheme != "https":
+            raise self._nonsense(what, "it wants the upload at another host without TLS")
+        return urllib.parse.urlunsplit(parts)
+
+    def _expect(self, response: requests.Response, what: str, *statuses: int) -> Mapping[str, str]:
+        """Return the headers of an answer with one of `statuses`; raise what any other status means."""
+        if response.status_code not in statuses:
+            self._refuse(response, what)
+        try:
+            read_at_most(response, _MAX_ERROR_BYTES)
+        except NETWORK_ERRORS as error:
+            raise self._provider.unavailable(what, error) from None
+        return response.headers
+
+    def _expect_upload(self, response: requests.Response, what: str, status: int) -> Mapping[str, str]:
+        """As `_expect`, for the middle of an upload: there a 4xx mostly means that the registry has lost it.
+
+        It was restarted, for instance, or another replica answers. Starting again helps, so it is not a refusal.
+        """
+        if response.status_code in {400, 401, 404, 409, 416}:
+            text = self._provider.error_text(response)
+            message = f"registry {self.host} lost track of the upload while {what}{text}; it will be started again"
+            raise Transient("RegistryUnavailable", message)
+        return self._expect(response, what, status)
+
+    def _refuse(self, response: requests.Response, what: str) -> NoReturn:
+        """Raise what a status that nobody asked for means."""
+        status = response.status_code
+        text = self._provider.error_text(response)
+        wait = retry_after(response.headers)
+        if status == 429:
+            message = f"registry {self.host} is throttling us (429) while {what}{text}"
+            raise Transient("RegistryThrottled", message, retry_after=wait)
+        if status in {401, 403}:
+            known = "the configured credentials" if self.settings.username else "access without credentials"
+            raise Stalling(
+                "RegistryDenied",
+                f"registry {self.host} refused {known} ({status}) while {what}{text}; check the registry's username, "
+                "password and permissions",
+            )
+        if status >= 500 or status in {408, 425}:
+            message = f"registry {self.host} answered {status} while {what}{text}"
+            raise Transient("RegistryUnavailable", message, retry_after=wait)
+        raise Stalling(
+            "RegistryRefused",
+            f"registry {self.host} answered {status} while {what}{text}; check the configured registry and repository",
+        )
+
+    def _nonsense(self, what: str, problem: str) -> Transient:
+        return Transient(
+            "RegistryUnavailable", f"registry {self.host} does not behave like one while {what}: {problem}"
+        )
+
+
+class BlobStream:
+    """A blob being read, once. Only when the iteration has ended without an error are the bytes the right ones."""
+
+    def __init__(
+        self,
+        provider: "_Provider",
+        repository: str,
+        digest: str,
+        size: int | None,
+        reopen: Callable[[int], requests.Response | None],
+        response: requests.Response,
+    ) -> None:
+        self._provider = provider
+        self._repository = repository
+        self._digest = digest
+        self._size = size
+        self._reopen = reopen
+        """Asks for the blob from an offset on."""
+        self._response = response
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._response.close()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the bytes, resuming a bounded number of times where the connection broke.
+
+        Raises Stalling(BlobCorrupted) at the end when they do not hash to the digest (or as soon as there are more than
+        the size), Transient(RegistryUnavailable) when resuming did not help.
+        """
+        stream = Sha256Stream()
+        delays = iter(self._provider.settings.resume_delays)
+        known = 0
+        while True:
+            try:
+                for piece in read_pieces(self._response):
+                    fresh = piece[known:]
+                    known = max(0, known - len(piece))
+                    if not fresh:
+                        continue
+                    stream.update(fresh)
+                    if self._size is not None and stream.size > self._size:
+                        raise self._corrupted(f"has more than the {self._size} bytes that it should have")
+                    yield fresh
+                break
+            except NETWORK_ERRORS as error:
+                known = self._resume(stream.size, delays, error)
+        self._response.close()
+        if stream.digest != self._digest:
+            raise self._corrupted(f"({stream.size} bytes) hashes to {stream.digest}")
+
+    def _resume(self, offset: int, delays: Iterator[float], error: BaseException) -> int:
+        """Ask for the rest from `offset` on; return how many bytes of the answer are known already."""
+        self._response.close()
+        failure = self._provider.unavailable(f"reading {self._digest} from {self._repository}", error)
+        for delay in delays:
+            time.sleep(delay)
+            try:
+                response = self._reopen(offset)
+            except Transient as again:
+                failure = again
+                continue
+            if response is None:
+                break
+            self._response = response
+            if response.status_code == 200:
+                return offset
+            if response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+                return 0
+            response.close()
+        raise failure
+
+    def _corrupted(self, how: str) -> Stalling:
+        return Stalling(
+            "BlobCorrupted",
+            f"what registry {self._provider.settings.host} stores as {self._digest} in {self._repository} {how}: its "
+            "storage was tampered with or is damaged; restore it, or delete the blob there and store the version again",
+        )
+
+
+def _hashed(chunks: Iterable[bytes], stream: Sha256Stream) -> Iterator[bytes]:
+    for chunk in chunks:
+        stream.update(chunk)
+        yield chunk
+
+
+class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no types
+    """oras' registry with its transport replaced.
+
+    *Invariants.* Every request has timeouts. Nothing is retried but a request that was answered 401 or 403, once, with
+    a fresh token. Credentials go to the registry's own origin, or to the token service that it names if that is the
+    same host or behind TLS; tokens go to the registry's own origin. No exception of requests leaves this class.
+    """
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        super().__init__(
+            hostname=settings.host,
+            insecure=settings.plain_http,
+            tls_verify=settings.ca_file or True,
+            auth_backend="token",
+        )
+        harden_session(self.session)
+        self.settings = settings
+        self._host = settings.host
+        self._patience = (settings.connect_timeout, settings.read_timeout)
+        self._authorization: dict[str, str] = {}
+        """The Authorization header by repository: a token is good for the one that it was issued for."""
+
+    def do_request(
+        self,
+        url: str,
+        method: str = "GET",
+        data: Any = None,
+        headers: dict[str, str] | None = None,
+        json: Any = None,
+        stream: bool = False,  # all answers are streamed
+    ) -> requests.Response:
+        """As `request`, for what oras does on its own."""
+        body = _canonical_json(json) if json is not None else data
+        return self.request(method, url, f"sending {method}", data=body, headers=headers)
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        what: str,
+        *,
+        repository: str = "",
+        data: bytes | Iterator[bytes] | None = None,
+        headers: dict[str, str] | None = None,
+        timeout: tuple[float, float] | None = None,
+    ) -> requests.Response:
+        """Send a request and return the answer, whatever its status, with its body still to be read.
+
+        `what` completes the sentence "the registry failed while …". GET and HEAD follow redirects. Raises
+        Transient(RegistryUnavailable), and what authenticating raises.
+        """
+        response = self._follow(method, url, what, repository, data, headers or {}, timeout)
+        replayable = data is None or isinstance(data, bytes)
+        if response.status_code in {401, 403} and replayable and self._authenticate(response, repository):
+            response.close()
+            response = self._follow(method, url, what, repository, data, headers or {}, timeout)
+        return response
+
+    def unavailable(self, what: str, error: BaseException) -> Transient:
+        """Return what a failure of the network means."""
+        return Transient(
+            "RegistryUnavailable", f"registry {self._host} is not available while {what}: {explain(error)}"
+        )
+
+    def error_text(self, response: requests.Response) -> str:
+        """Return ` (CODE: message)` from an answer's error body, or nothing; then close the answer."""
+        try:
+            errors = json.loads(read_at_most(response, _MAX_ERROR_BYTES))["errors"]
+            code, message = str(errors[0]["code"]), str(errors[0].get("message", ""))
+        except (*NETWORK_ERRORS, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            return ""
+        text = f"{code}: {message}" if message else code
+        return f" ({''.join(c if c.isprintable() else ' ' for c in text)[:200]})"
+
+    def _follow(
+        self,
+        method: str,
+        url: str,
+        what: str,
+        repository: str,
+        data: bytes | Iterator[bytes] | None,
+        headers: dict[str, str],
+        timeout: tuple[float, float] | None,
+    ) -> requests.Response:
+        for _ in range(_MAX_REDIRECTS + 1):
+            authorization = self._authorization.get(repository)
+            extra = {"Authorization": authorization} if authorization and self._is_own(url) else {}
+            response = self._send(method, url, what, data, {**headers, **extra}, timeout)
+            if response.status_code not in _REDIRECTS or method not in {"GET", "HEAD"}:
+                return response
+            target = urllib.parse.urljoin(url, response.headers.get("Location", ""))
+            response.close()
+            secure = url.startswith("https:")
+            if not target.startswith("https:") and (secure or not target.startswith("http:")):
+                raise Transient(
+                    "RegistryUnavailable", f"registry {self._host} redirects to a place without TLS while {what}"
+                )
+            url = target
+        raise Transient("RegistryUnavailable", f"registry {self._host} redirects in circles while {what}")
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        what: str,
+        data: bytes | Iterator[bytes] | None,
+        headers: dict[str, str],
+        timeout: tuple[float, float] | None,
+    ) -> requests.Response:
+        try:
+            response: requests.Response = self.session.request(
+                method,
+                url,
+                data=data,
+                headers=headers,
+                stream=True,
+                allow_redirects=False,
+                timeout=timeout or self._patience,
+                verify=self._tls_verify,
+            )
+            return response
+        except NETWORK_ERRORS as error:
+            raise self.unavailable(what, error) from None
+
+    def _is_own(self, url: str) -> bool:
+        """Say whether a URL lies at the registry's own origin."""
+        return _origin(url) == _origin(f"{self.prefix}://{self._host}")
+
+    def _authenticate(self, response: requests.Response, repository: str) -> bool:
+        """Get what a challenge asks for; False if there is nothing (more) to try.
+
+        1. Without a challenge from the registry itself there is nothing to answer.
+        2. Basic: our credentials, to the registry itself, once.
+        3. Bearer: a fresh token from the service that the challenge names, for the scope that it names.
+        """
+        # 1.
+        challenge = response.headers.get("WWW-Authenticate", "")
+        if not challenge or not self._is_own(str(response.url)):
+            return False
+        scheme = challenge.split(" ", 1)[0].lower()
+
+        # 2.
+        if scheme == "basic":
+            basic = self._basic()
+            if not basic or self._authorization.get(repository) == basic:
+                return False
+            self._authorization[repository] = basic
+            return True
+
+        # 3.
+        if scheme != "bearer":
+            return False
+        wanted = oras.auth.utils.parse_auth_header(challenge)
+        realm = wanted.realm or ""
+        parts = urllib.parse.urlsplit(realm)
+        same_host = parts.hostname == urllib.parse.urlsplit(f"//{self._host}").hostname
+        if parts.scheme != "https" and not (parts.scheme == "http" and same_host and self.settings.plain_http):
+            raise Stalling(
+                "RegistryDenied",
+                f"registry {self._host} wants credentials sent to a token service that is neither behind TLS nor on "
+                "the same host; that is not done; correct the registry's token realm",
+            )
+        token = self._fetch_token(realm, wanted.service, wanted.scope)
+        self._authorization[repository] = f"Bearer {token}"
+        return True
+
+    def _fetch_token(self, realm: str, service: str | None, scope: str | None) -> str:
+        parts = urllib.parse.urlsplit(realm)
+        what = f"getting a token from {parts.netloc.rpartition('@')[2]}"
+        query = urllib.parse.parse_qsl(parts.query)
+        query += [("service", service)] if service else []
+        query += [("scope", scope)] if scope else []
+        url = urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode(query)))
+        basic = self._basic()
+        response = self._send("GET", url, what, None, {"Authorization": basic} if basic else {}, None)
+        status = response.status_code
+        if status == 429 or status >= 500:
+            response.close()
+            reason = "RegistryThrottled" if status == 429 else "RegistryUnavailable"
+            message = f"registry {self._host} cannot be used: its token service answered {status} while {what}"
+            raise Transient(reason, message, retry_after=retry_after(response.headers))
+        if status != 200:
+            response.close()
+            raise Stalling(
+                "RegistryDenied",
+                f"registry {self._host}: its token service refused the credentials ({status}) while {what}; check the "
+                "registry's username, password and permissions",
+            )
+        try:
+            answer = json.loads(read_at_most(response, _MAX_ERROR_BYTES))
+            token = answer.get("token") or answer["access_token"]
+        except NETWORK_ERRORS as error:
+            raise self.unavailable(what, error) from None
+        except (ValueError, KeyError, AttributeError, RecursionError):
+            token = None
+        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+            raise Transient("RegistryUnavailable", f"registry {self._host} sent no usable token while {what}")
+        return token
+
+    def _basic(self) -> str:
+        if self.settings.username is None or self.settings.password is None:
+            return ""
+        return "Basic " + str(oras.auth.utils.get_basic_auth(self.settings.username, self.settings.password))
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _canonical_json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,271 @@
+"""Where an artifact's bytes come from: an http(s) URL, or a value that somebody has read already.
+
+A source is read once, piece by piece. Every URL on the way, redirects included, passes the one pure function
+`check_url`. What a server sends is believed in nothing: sizes are counted, and whoever reads compares the hash.
+"""
+
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import Final, Self
+
+import requests
+import urllib3
+
+from outrider.adapters.transport import NETWORK_ERRORS, explain, harden_session, read_pieces, retry_after
+from outrider.api.errors import Stalling, Transient
+
+MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
+
+
+@dataclass(frozen=True)
+class SourceLimits:
+    """What the operator's settings allow a source."""
+
+    max_bytes: int = 4 * 1024**3
+    """The largest artifact, in bytes."""
+    connect_timeout: float = 5.0
+    """Seconds."""
+    read_timeout: float = 30.0
+    """Seconds of silence after which the source counts as down."""
+    total_timeout: float = 3600.0
+    """Seconds that the whole transfer may take."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Globs over host names, in lower case and without port; empty: every host."""
+
+
+class Source:
+    """Bytes to be read once, and what is known about them beforehand. Use it as a context manager."""
+
+    def __init__(
+        self,
+        name: str,
+        chunks: Iterable[bytes],
+        *,
+        declared_size: int | None,
+        remark: str = "",
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        """For messages, without anything secret: a URL without query, or `configmap/name:key`."""
+        self.chunks = chunks
+        """The bytes. Iterating raises what `open_http` says."""
+        self.declared_size = declared_size
+        """The size in bytes that the other side promised, or None if it did not."""
+        self.remark = remark
+        """What may explain a wrong hash, such as that a web page was sent; or nothing."""
+        self._close = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+
+
+def from_bytes(name: str, data: bytes, *, limits: SourceLimits | None = None) -> Source:
+    """Return bytes that were read already, such as a ConfigMap's value, as a source called `name`.
+
+    Raises Stalling(SourceTooLarge).
+    """
+    limits = limits or SourceLimits()
+    if len(data) > limits.max_bytes:
+        raise _too_large(name, f"has {len(data)} bytes", limits)
+    return Source(name, (data,), declared_size=len(data))
+
+
+def check_url(url: str, allowed_hosts: tuple[str, ...] = ()) -> None:
+    """Return if a URL may be fetched. Pure: no name is resolved. Raises Stalling(UrlInvalid).
+
+    It must be http or https, name a host that matches one of `allowed_hosts` (if there are any), and hold no
+    credentials: these would end in logs and status. URLs that two parsers could read differently are refused.
+    """
+    if any(character.isspace() or not character.isprintable() or character == "\\" for character in url):
+        raise _invalid("it holds a space, a control character or a backslash")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port, second = parts.port, urllib3.util.parse_url(url)
+    except (ValueError, urllib3.exceptions.LocationParseError):
+        raise _invalid("it cannot be parsed") from None
+    if parts.scheme not in {"http", "https"}:
+        raise _invalid("its scheme is not http or https")
+    if parts.username is not None or parts.password is not None or "@" in parts.netloc:
+        raise _invalid(
+            "it holds credentials (user:password@); take them out, and change the password as it is known now"
+        )
+    host = (parts.hostname or "").lower()
+    if not host or host != (second.host or "").lower().strip("[]") or port != second.port:
+        raise _invalid("its host or port cannot be made out")
+    if allowed_hosts and not any(fnmatchcase(host, glob) for glob in allowed_hosts):
+        raise _invalid(
+            f"the host {host} is not among the hosts that the operator's settings allow: {', '.join(allowed_hosts)}"
+        )
+
+
+def shown_url(url: str) -> str:
+    """Return a URL as it may be shown: without credentials, query and fragment, where secrets are put."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        return "(a URL that cannot be parsed)"
+    query = "?…" if parts.query else ""
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in shown)[:300]
+
+
+def open_http(url: str, *, limits: SourceLimits | None = None, cancelled: Callable[[], bool] = lambda: False) -> Source:
+    """Ask for the file behind a URL and return it ready to be read.
+
+    Up to 5 redirects are followed. Raises here or while reading:
+
+    - Stalling: UrlInvalid, SourceNotFound (404, 410), SourceDenied (401, 403, 407), SourceRefused (other answers that
+      do not bring the file), RedirectLoop, SourceTooLarge (more than `limits.max_bytes`).
+    - Transient: SourceUnreachable (name, connection, silence, 5xx, 429, too slow), SourceTruncated (fewer bytes than
+      promised), Cancelled (`cancelled` has begun to say so; it is asked whenever bytes arrive).
+    """
+    limits = limits or SourceLimits()
+    name = shown_url(url)
+    deadline = time.monotonic() + limits.total_timeout
+    session = requests.Session()
+    harden_session(session)
+    try:
+        response = _follow(session, url, limits)
+        declared = _declared_size(response)
+        if declared is not None and declared > limits.max_bytes:
+            raise _too_large(name, f"announces {declared} bytes", limits)
+    except BaseException:
+        session.close()
+        raise
+
+    def close() -> None:
+        response.close()
+        session.close()
+
+    chunks = _read(response, name, limits, declared, deadline, cancelled)
+    return Source(name, chunks, declared_size=declared, remark=_remark(response), close=close)
+
+
+def _follow(session: requests.Session, url: str, limits: SourceLimits) -> requests.Response:
+    """Follow redirects by hand, for each hop has to be checked."""
+    first = url
+    seen: set[str] = set()
+    while True:
+        check_url(url, limits.allowed_hosts)
+        if url in seen:
+            raise _redirect(first, f"redirects in a circle (back to {shown_url(url)})")
+        if len(seen) > MAX_REDIRECTS:
+            raise _redirect(first, f"redirects more than {MAX_REDIRECTS} times (last to {shown_url(url)})")
+        seen.add(url)
+        try:
+            response = session.get(
+                url, stream=True, allow_redirects=False, timeout=(limits.connect_timeout, limits.read_timeout)
+            )
+        except NETWORK_ERRORS as error:
+            raise _unreachable(shown_url(url), explain(error)) from None
+        if response.status_code not in _REDIRECTS:
+            _check_status(response, shown_url(url))
+            return response
+        location = response.headers.get("Location", "")
+        response.close()
+        if not location:
+            raise _redirect(first, f"answered {response.status_code} without saying where to")
+        try:
+            url = urllib.parse.urljoin(url, location)
+        except ValueError:
+            raise _redirect(first, "redirects to something that is no URL") from None
+
+
+def _check_status(response: requests.Response, name: str) -> None:
+    status = response.status_code
+    if status == 200:
+        return
+    response.close()
+    if status in {404, 410}:
+        raise Stalling(
+            "SourceNotFound", f"there is no file at {name} ({status}); correct the URL, or put the file there"
+        )
+    if status in {401, 403, 407}:
+        raise Stalling(
+            "SourceDenied", f"{name} is not open to the operator ({status}); allow it there, or name another URL"
+        )
+    if status >= 500 or status in {408, 425, 429}:
+        message = f"{name} answered {status}; it will be tried again"
+        raise Transient("SourceUnreachable", message, retry_after=retry_after(response.headers))
+    raise Stalling("SourceRefused", f"{name} answered {status} instead of a file (200); correct the URL")
+
+
+def _declared_size(response: requests.Response) -> int | None:
+    # With a transfer coding, Content-Length means nothing (RFC 9112, 6.3).
+    value = response.headers.get("Content-Length", "")
+    if "Transfer-Encoding" in response.headers or not (value.isascii() and value.isdigit()):
+        return None
+    return int(value[:20])
+
+
+def _remark(response: requests.Response) -> str:
+    if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        return "the server sent it compressed (Content-Encoding), and it was stored as sent"
+    if response.headers.get("Content-Type", "").lower().startswith("text/html"):
+        return "the server sent a web page (text/html): a login or error page?"
+    return ""
+
+
+def _read(
+    response: requests.Response,
+    name: str,
+    limits: SourceLimits,
+    declared: int | None,
+    deadline: float,
+    cancelled: Callable[[], bool],
+) -> Iterator[bytes]:
+    size = 0
+    promised = f" of {declared}" if declared is not None else ""
+    try:
+        for piece in read_pieces(response):
+            size += len(piece)
+            if size > limits.max_bytes:
+                raise _too_large(name, "sends more", limits)
+            if cancelled():
+                raise Transient(
+                    "Cancelled", f"reading {name} was stopped after {size}{promised} bytes; it will start again"
+                )
+            if time.monotonic() > deadline:
+                slow = f"it sent only {size}{promised} bytes in {limits.total_timeout:.0f} s"
+                raise _unreachable(name, slow)
+            yield piece
+    except (urllib3.exceptions.IncompleteRead, urllib3.exceptions.ProtocolError, ConnectionError):
+        raise _truncated(name, size, promised) from None
+    except NETWORK_ERRORS as error:
+        raise _unreachable(name, f"{explain(error)} after {size}{promised} bytes") from None
+    if declared is not None and size < declared:
+        raise _truncated(name, size, promised)
+
+
+def _invalid(problem: str) -> Stalling:
+    return Stalling("UrlInvalid", f"the source's URL is not acceptable: {problem}")
+
+
+def _redirect(url: str, problem: str) -> Stalling:
+    return Stalling("RedirectLoop", f"{shown_url(url)} {problem}; name the URL of the file itself")
+
+
+def _unreachable(name: str, problem: str) -> Transient:
+    return Transient("SourceUnreachable", f"{name} cannot be reached: {problem}; it will be tried again")
+
+
+def _truncated(name: str, size: int, promised: str) -> Transient:
+    return Transient("SourceTruncated", f"{name} ended after {size}{promised} bytes; it will be tried again")
+
+
+def _too_large(name: str, problem: str, limits: SourceLimits) -> Stalling:
+    return Stalling(
+        "SourceTooLarge",
+        f"{name} {problem}, and the operator's settings allow {limits.max_bytes} bytes; use a smaller file, "
+        "or raise the limit",
+    )
