@@ -1,0 +1,115 @@
+{{- define "outrider.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- /* The name of everything that the chart makes. A release called after the chart is not named twice. */ -}}
+{{- define "outrider.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains (include "outrider.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "outrider.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "outrider.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "outrider.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{- define "outrider.labels" -}}
+{{ include "outrider.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "outrider.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "outrider.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.name is needed when serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The operator's name in the API server's eyes; the admission policies know it by this. */ -}}
+{{- define "outrider.user" -}}
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "outrider.serviceAccountName" . }}
+{{- end -}}
+
+{{- define "outrider.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{- /*
+The operator's settings as environment variables. What is not set here is not written, so that the operator's own
+default holds, and a key that somebody adds to the ConfigMap by hand survives the next `kubectl apply`.
+*/ -}}
+{{- define "outrider.settings" -}}
+{{- with .Values.registry.host }}
+OUTRIDER_REGISTRY: {{ . | quote }}
+{{- end }}
+{{- with .Values.registry.prefix }}
+OUTRIDER_REGISTRY_PREFIX: {{ . | quote }}
+{{- end }}
+{{- if .Values.registry.plainHTTP }}
+OUTRIDER_REGISTRY_PLAIN_HTTP: "true"
+{{- end }}
+{{- with .Values.registry.nodeHost }}
+OUTRIDER_NODE_REGISTRY: {{ . | quote }}
+{{- end }}
+OUTRIDER_FETCH_IMAGE: {{ .Values.fetchImage | default (include "outrider.image" .) | quote }}
+OUTRIDER_FETCH_IMAGE_PULL_POLICY: {{ .Values.image.pullPolicy }}
+{{- with .Values.sources.allowedHosts }}
+OUTRIDER_ALLOWED_SOURCE_HOSTS: {{ join "," . | quote }}
+{{- end }}
+{{- if ne .Values.sources.maxArtifactBytes nil }}
+OUTRIDER_MAX_ARTIFACT_BYTES: {{ .Values.sources.maxArtifactBytes | int64 | quote }}
+{{- end }}
+{{- if ne .Values.retry.firstSeconds nil }}
+OUTRIDER_RETRY_FIRST_SECONDS: {{ .Values.retry.firstSeconds | quote }}
+{{- end }}
+{{- if ne .Values.retry.factor nil }}
+OUTRIDER_RETRY_FACTOR: {{ .Values.retry.factor | quote }}
+{{- end }}
+{{- if ne .Values.retry.maxSeconds nil }}
+OUTRIDER_RETRY_MAX_SECONDS: {{ .Values.retry.maxSeconds | quote }}
+{{- end }}
+{{- if ne .Values.ingestConcurrency nil }}
+OUTRIDER_INGEST_CONCURRENCY: {{ .Values.ingestConcurrency | int64 | quote }}
+{{- end }}
+{{- if .Values.allowRSA2048 }}
+OUTRIDER_ALLOW_RSA_2048: "true"
+{{- end }}
+{{- with .Values.log.level }}
+OUTRIDER_LOG_LEVEL: {{ . | quote }}
+{{- end }}
+{{- with .Values.log.format }}
+OUTRIDER_LOG_FORMAT: {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{- /*
+The conditions of a policy that nobody but the operator passes: its validation is reached by everybody else. Exempt are
+the parts of the control plane that clean up (under one name when the controller-manager runs without an account for
+each controller).
+*/ -}}
+{{- define "outrider.onlyTheOperator" -}}
+matchConditions:
+  - name: is-not-the-operator
+    expression: request.userInfo.username != '{{ include "outrider.user" . }}'
+  - name: is-not-the-control-plane
+    expression: >-
+      !(request.userInfo.username in [
+        'system:kube-controller-manager',
+        'system:serviceaccount:kube-system:namespace-controller',
+        'system:serviceaccount:kube-system:generic-garbage-collector',
+        'system:serviceaccount:kube-system:daemon-set-controller',
+        'system:serviceaccount:kube-system:storage-version-migrator-controller'])
+{{- end -}}
