@@ -14,6 +14,7 @@ from localcluster.toolchain import KUBERNETES_VERSION
 
 NODES = "/api/v1/nodes"
 STAGES = "/apis/kwok.x-k8s.io/v1alpha1/stages"
+_LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 KIND_LABEL = "node.outrider.test/kind"
 FAKE_SELECTOR = f"{KIND_LABEL}=fake"
 _ZONES = ("zone-a", "zone-b", "zone-c")
@@ -35,10 +36,10 @@ def start_kwok(
             "cidr": "198.19.0.1/16",
             "podPlayStageParallelism": 8,
             "nodePlayStageParallelism": 4,
-            "nodeLeaseParallelism": 4,
-            # Renewed every 25 s: half of what the controller manager waits for, and with 1,000
-            # nodes 40 writes a second, where kubelet's own 40 s would make it 100.
-            "nodeLeaseDurationSeconds": 100,
+            # kwok ignores pods of a node until it sees its own lease on it, and does not look
+            # at them again: of pods that come with the node, as a DaemonSet's do, most would
+            # stay Pending for ever. So the leases are renewed by a stage of ours instead.
+            "nodeLeaseDurationSeconds": 0,
         },
     }
     configuration.write_text(json.dumps(document))
@@ -135,8 +136,20 @@ def node_object(
 
 
 def create(client: ApiClient, nodes: Sequence[Object]) -> None:
-    """Create the Node objects, several at a time."""
-    in_parallel(lambda node: client.create_if_absent(NODES, node), nodes)
+    """Create the Node objects and their leases, several at a time."""
+
+    def create_one(node: Object) -> None:
+        try:
+            made = client.create(NODES, node)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return
+        name = made["metadata"]["name"]
+        # Applied, not created: the lease of a node that was there before may linger.
+        client.apply(f"{_LEASES}/{name}", stages.node_lease(name, made["metadata"]["uid"]))
+
+    in_parallel(create_one, nodes)
 
 
 def names(client: ApiClient) -> list[str]:
@@ -147,13 +160,13 @@ def names(client: ApiClient) -> list[str]:
 
 
 def unready(client: ApiClient) -> list[str]:
-    """Names of fake nodes that are not Ready or still carry a not-ready taint."""
+    """Names of fake nodes that are not Ready or still carry the taint of a dead one."""
     found = []
     for node in client.items(NODES, labelSelector=FAKE_SELECTOR):
         conditions = node["status"].get("conditions", [])
         ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
         tainted = any(
-            taint["key"] == "node.kubernetes.io/not-ready"
+            taint["key"] in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
             for taint in node["spec"].get("taints", [])
         )
         if not ready or tainted:

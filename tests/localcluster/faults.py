@@ -116,7 +116,7 @@ def inject(
     if behaviour in stages.NODE_BEHAVIOURS:
         for name in fault.nodes or ():
             _touch_node(client, name)
-    elif existing:
+    if existing or behaviour in stages.NODE_BEHAVIOURS:
         fault._touch_pods(f"{stages.PREFIX}/touched")
     return fault
 
@@ -145,7 +145,7 @@ def _stages_of(fault: Fault) -> list[Object]:
         pods = [stages.expression(".spec.nodeName", "In", *(fault.nodes or ()))]
         made = stages.node_fault_stages(prefix, name, on_nodes, _WEIGHT)
         # Nobody starts or stops pods on a node whose kubelet is down.
-        made.append(stages.frozen_stage(f"{prefix}-pods", pods, _WEIGHT))
+        made += stages.stranded_pod_stages(f"{prefix}-pods", name, pods, _WEIGHT)
         return made
     selector = []
     if fault.nodes is not None:

@@ -8,6 +8,7 @@ force, if need be one that only waits.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -390,7 +391,54 @@ containerStatuses:
             _NODE_HEARTBEAT,
             delay={"durationMilliseconds": 300_000, "jitterDurationMilliseconds": 600_000},
         ),
+        _lease_stage(),
     ]
+
+
+_LEASE_LABEL = f"{PREFIX}/lease"
+_MICRO_TIME = "2006-01-02T15:04:05.000000Z07:00"
+
+
+def _lease_stage() -> Object:
+    stage = _stage(
+        "lease-renew",
+        "Lease",
+        [expression(f'.metadata.labels["{_LEASE_LABEL}"]', "Exists")],
+        {
+            "patches": [
+                {
+                    "type": "merge",
+                    "root": "spec",
+                    "template": f'renewTime: {{{{ now | date "{_MICRO_TIME}" | Quote }}}}\n',
+                }
+            ]
+        },
+        # Well within the 50 s that the controller manager waits, and with 1,000 nodes 45 writes
+        # a second, where kubelet's own 10 s would be 100.
+        delay={"durationMilliseconds": 20_000, "jitterDurationMilliseconds": 24_000},
+    )
+    stage["spec"]["resourceRef"]["apiGroup"] = "coordination.k8s.io/v1"
+    return stage
+
+
+def node_lease(name: str, uid: str) -> Object:
+    """The lease by which the controller manager sees that a fake node lives."""
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {
+            "name": name,
+            "namespace": "kube-node-lease",
+            "labels": {_LEASE_LABEL: "fake"},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}],
+        },
+        "spec": {
+            "holderIdentity": name,
+            "leaseDurationSeconds": 40,
+            "renewTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        },
+    }
 
 
 # --- failing ----------------------------------------------------------------------------------
@@ -523,6 +571,31 @@ def frozen_stage(name: str, selector: Sequence[Expression], weight: int) -> Obje
     return _stage(
         name, "Pod", selector, {}, weight=weight, delay={"durationMilliseconds": _NEVER}
     )
+
+
+def stranded_pod_stages(
+    prefix: str, behaviour: str, selector: Sequence[Expression], weight: int
+) -> list[Object]:
+    """Stages for the pods of a failed node: they stay as they are, to be deleted or not.
+
+    When a kubelet goes silent, the controller manager marks its pods as not ready. It does so
+    only for the silence that it noticed itself, so for a fake one a stage has to.
+    """
+    if behaviour != "unreachable":
+        return [frozen_stage(f"{prefix}-1", selector, weight)]
+    lost = condition(f'.metadata.deletionTimestamp == null and {_READY} == "True"')
+    kept = condition(f'.metadata.deletionTimestamp != null or {_READY} != "True"')
+    unready = """conditions:
+- type: Ready
+  status: "False"
+  lastTransitionTime: {{ Now | Quote }}
+"""
+    return [
+        _stage(
+            f"{prefix}-1", "Pod", [*selector, lost], {"statusTemplate": unready}, weight=weight
+        ),
+        frozen_stage(f"{prefix}-2", [*selector, kept], weight),
+    ]
 
 
 _NODE_READY: Object = {
