@@ -74,7 +74,7 @@ def verify_artifact(
     candidates = select_keys(keys, namespace, component)
     if not candidates:
         raise _no_trusted_key(component, namespace, len(keys), trust_namespace)
-    steps.append(f"{_count(len(candidates), 'trusted key')} may vouch for {component} in {namespace}")
+    steps.append(f"{_count(len(candidates), 'trusted key')} may vouch for {component}")
 
     # 5. Any one of them suffices.
     digest = bytes.fromhex(actual)
@@ -93,16 +93,17 @@ def verify_artifact(
 
 def _no_trusted_key(component: str, namespace: str, total: int, trust_namespace: str) -> Stalling:
     where = f"namespace {trust_namespace}" if trust_namespace else "the operator's namespace"
+    subject = f"component {component}" + (f" in namespace {namespace}" if namespace else "")
     if total:
         return Stalling(
             "NoTrustedKey",
-            f"none of the {_count(total, 'trusted key')} may vouch for component {component} in namespace {namespace}; "
+            f"none of the {_count(total, 'trusted key')} may vouch for {subject}; "
             f"widen the annotations {ANNOTATION_KEY_COMPONENTS} and {ANNOTATION_KEY_NAMESPACES} of a trust Secret in "
             f"{where}, or add one for it",
         )
     return Stalling(
         "NoTrustedKey",
-        f"there is no trusted key for component {component} in namespace {namespace}; create a Secret in {where} with "
+        f"there is no trusted key for {subject}; create a Secret in {where} with "
         f"the label {LABEL_TRUST_KEY}=true and the public key as PEM under a name that ends in .pub",
     )
 
