@@ -186,13 +186,6 @@ def judge_nodes(work: Work) -> None:
             if after.state != before.state and after.state in {"Failed", "Skipped"}:
                 work.urgent_batches.add(batch.name)
             results[entry.name] = after
-        done = all(result.state in RESULTS for result in results.values())
-        if done and work.finished[batch.name] is None:
-            work.finished[batch.name] = work.seen.now
-            work.urgent_batches.add(batch.name)
-            _tell_end_of_batch(work, batch)
-        elif not done:
-            work.finished[batch.name] = None
 
 
 def let_go(work: Work) -> None:
@@ -211,7 +204,7 @@ def let_go(work: Work) -> None:
 def decide_failure(work: Work) -> None:
     """Have more nodes failed than tolerated? Then the run is over, before anything else is started."""
     run = work.run
-    if run is None or run.state != "Running" or _is_lenient(run):
+    if run is None or run.state != "Running" or _is_lenient(work, run):
         return
     verdict = _over_tolerance(work, run)
     if not verdict:
@@ -304,6 +297,20 @@ def send_failed_nodes_back(work: Work) -> None:
         _move(work, node, entry.back)
 
 
+def close_batches(work: Work) -> None:
+    """Has every node of a batch its result? Then the batch is finished; a node that fell ill opens it again."""
+    if not work.is_active:
+        return
+    for batch in work.run_batches():
+        done = all(result.state in RESULTS for result in work.results[batch.name].values())
+        if done and work.finished[batch.name] is None:
+            work.finished[batch.name] = work.seen.now
+            work.urgent_batches.add(batch.name)
+            _tell_end_of_batch(work, batch)
+        elif not done:
+            work.finished[batch.name] = None
+
+
 def move_open_batches(work: Work) -> None:
     """Which nodes of the started batches have not been touched yet? They leave, as many as may be in flight."""
     if not work.is_active or work.run is None:
@@ -353,8 +360,7 @@ def wait_for_the_batch(work: Work) -> None:
     ends = max(finished for batch in last if (finished := work.finished[batch.name])) + timedelta(seconds=soak)
     if work.seen.now < ends:
         what = f"canary step {step}" if step else f"batch {number}"
-        left = int((ends - work.seen.now).total_seconds()) + 1
-        work.gate = f"{what} is healthy and watched for {soak} s before the next batch, {left} s left"
+        work.gate = f"{what} is healthy and watched until {ends:%H:%M:%S} UTC before the next batch"
         work.wakes.append(ends)
         work.ended = True
 
@@ -484,6 +490,7 @@ POLICIES: tuple[Policy, ...] = (
     welcome_joiners,  # a node that joined gets the stable revision, in pauses too
     hold,  # pause, missing or withdrawn version: no new move from here on
     send_failed_nodes_back,  # what failed returns before the next node leaves
+    close_batches,  # only now: a failed node that goes back keeps its batch open
     move_open_batches,  # a started batch is completed before the next is made
     wait_for_the_batch,  # batch under way, soak, interval
     start_next_rollback_batch,  # of a rollback
@@ -683,9 +690,13 @@ def _is_direct(run: RunStatus) -> bool:
     return run.kind == "Rollback" or run.revision == run.from_revision
 
 
-def _is_lenient(run: RunStatus) -> bool:
-    """Tell whether a run goes on whatever fails: there is nothing better to return to."""
-    return _is_direct(run)
+def _is_lenient(work: Work, run: RunStatus) -> bool:
+    """Tell whether a run goes on whatever fails.
+
+    A rollback, or a return to what is stable, has nothing better to go back to; and a run that completed once is not
+    taken back for a late node that fails: that node goes back alone.
+    """
+    return run.kind == "Rollback" or run.revision == work.stable
 
 
 def _over_tolerance(work: Work, run: RunStatus) -> str:

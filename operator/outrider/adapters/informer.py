@@ -1,0 +1,139 @@
+"""A slim informer: lists a kind once, watches it, and keeps a projection of each object.
+
+Level-triggered: a lost event costs a delay, never correctness. After a gap the list is compared with what is stored,
+so that deletions which nobody told are noticed. A change that the projection does not show wakes nobody: a heartbeat
+of 5,000 nodes costs a comparison each.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from outrider.adapters.kube import Cluster, Gone, Json, Resource
+from outrider.api.errors import OutriderError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Key = tuple[str, str]
+"""(namespace, name); the namespace of cluster-scoped objects is ""."""
+
+_WATCH_SECONDS = 290
+_BACKOFF_FIRST, _BACKOFF_MAX = 0.5, 30.0
+
+
+def key_of(obj: Json) -> Key:
+    """Return the key of an object."""
+    metadata = obj["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]
+
+
+class Informer(Generic[T]):
+    """All objects of a kind that match `selectors`, as `project` sees them.
+
+    `project` gets the object and its earlier projection (for what must be remembered over time, such as when
+    something was first observed). `on_change(before, after)` is called when the projection of an object changed;
+    None means absent. It must not block.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        resource: Resource,
+        project: Callable[[Json, T | None], T],
+        on_change: Callable[[T | None, T | None], None],
+        **selectors: str,
+    ) -> None:
+        self._cluster = cluster
+        self._resource = resource
+        self._project = project
+        self._on_change = on_change
+        self._selectors = selectors
+        self._items: dict[Key, tuple[int, T]] = {}
+        self.synced = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, namespace: str, name: str) -> T | None:
+        """Return the projection of an object, or None."""
+        found = self._items.get((namespace, name))
+        return found[1] if found else None
+
+    def values(self) -> Iterator[T]:
+        """Iterate over all projections."""
+        return (item for _, item in self._items.values())
+
+    def put(self, obj: Json) -> None:
+        """Take over an object from the answer to our own write, so that it is seen before the watch tells it."""
+        self._store(obj)
+
+    def drop(self, namespace: str, name: str) -> None:
+        """Forget an object that we deleted."""
+        self._remove((namespace, name))
+
+    async def run(self) -> None:
+        """List and watch until cancelled."""
+        failures = 0
+        while True:
+            try:
+                version = await self._list()
+                self.synced.set()
+                failures = 0
+                while True:
+                    version = await self._watch(version)
+            except Gone:
+                logger.info("The watch of %s is too old, listing again", self._resource.plural)
+            except OutriderError as error:
+                failures += 1
+                delay = min(_BACKOFF_MAX, _BACKOFF_FIRST * 2**failures) * random.uniform(0.5, 1)  # noqa: S311
+                logger.warning("Retrying in %.1f s: %s", delay, error.message)
+                await asyncio.sleep(delay)
+
+    async def _list(self) -> str:
+        seen: set[Key] = set()
+        version = "0"
+        async for items, listed_version in self._cluster.list_chunks(self._resource, **self._selectors):
+            version = listed_version
+            for obj in items:
+                seen.add(key_of(obj))
+                self._store(obj)
+        for key in [key for key, (stored, _) in self._items.items() if key not in seen and stored <= int(version)]:
+            self._remove(key)
+        return version
+
+    async def _watch(self, version: str) -> str:
+        async for kind, obj in self._cluster.watch(self._resource, version, seconds=_WATCH_SECONDS, **self._selectors):
+            version = obj["metadata"]["resourceVersion"]
+            if kind == "DELETED":
+                self._remove(key_of(obj), int(version))
+            elif kind != "BOOKMARK":
+                self._store(obj)
+        return version
+
+    def _store(self, obj: Json) -> None:
+        key, version = key_of(obj), int(obj["metadata"]["resourceVersion"])
+        known = self._items.get(key)
+        if known is not None and known[0] >= version:
+            return  # older than what we have: our own write was faster than the watch
+        before = known[1] if known else None
+        after = self._project(obj, before)
+        self._items[key] = (version, after)
+        if before != after:
+            self._on_change(before, after)
+
+    def _remove(self, key: Key, version: int | None = None) -> None:
+        known = self._items.get(key)
+        if known is None or (version is not None and known[0] > version):
+            return
+        del self._items[key]
+        self._on_change(known[1], None)
+
+
+def labels_of(obj: Json) -> dict[str, str]:
+    """Return an object's labels."""
+    labels: Any = obj["metadata"].get("labels")
+    return labels or {}

@@ -1,0 +1,107 @@
+"""Which of the replicas acts: a Lease, taken and renewed by compare-and-swap.
+
+kopf's peering has no lock and the kubernetes client's election keeps leading through a hanging API, hence this one.
+The safety argument: others take a Lease only after it was not renewed for `lease_seconds` on *their* clock; the holder
+gives up, by ending the process, when it could not renew for two thirds of that on *its own*. Neither compares clocks
+with the other.
+"""
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+
+from outrider.adapters.kube import LEASES, Cluster, Conflict, Json
+from outrider.api.errors import OutriderError
+
+logger = logging.getLogger(__name__)
+
+
+class LeaseElector:
+    """One candidate for the Lease `name` in `namespace`, under the unique name `identity`."""
+
+    def __init__(self, cluster: Cluster, namespace: str, name: str, identity: str, lease_seconds: float) -> None:
+        self._cluster = cluster
+        self._namespace, self._name, self._identity = namespace, name, identity
+        self._lease_seconds = lease_seconds
+        self._retry_seconds = lease_seconds / 5
+        self._renew_deadline = lease_seconds * 2 / 3
+        self._seen: tuple[str, float] = ("", 0.0)  # (record, monotonic time when it was seen first)
+        self._renewed = 0.0
+        self.is_leader = False
+
+    async def acquire(self) -> None:
+        """Wait until this candidate holds the Lease."""
+        while not await self._attempt():  # noqa: ASYNC110 - another process decides: nothing can signal it
+            await asyncio.sleep(self._retry_seconds)
+        self.is_leader = True
+        logger.info("Leading as %s", self._identity)
+
+    async def hold(self) -> None:
+        """Renew the Lease; returns when it is lost. Whoever called must then end the process at once."""
+        while True:
+            await asyncio.sleep(self._retry_seconds)
+            if not await self._attempt() and time.monotonic() - self._renewed > self._renew_deadline:
+                self.is_leader = False
+                logger.error("The Lease %s/%s could not be renewed in time", self._namespace, self._name)
+                return
+
+    async def release(self) -> None:
+        """Give the Lease back at an orderly end, so that another replica takes over at once."""
+        if not self.is_leader:
+            return
+        self.is_leader = False
+        try:
+            async with asyncio.timeout(self._retry_seconds):
+                lease = await self._cluster.get(LEASES, self._namespace, self._name)
+                if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
+                    lease["spec"]["holderIdentity"] = ""
+                    await self._cluster.replace(LEASES, self._namespace, self._name, lease)
+        except (TimeoutError, OutriderError) as error:
+            logger.warning("The Lease was not given back: %s", error)
+
+    async def _attempt(self) -> bool:
+        """Try once to take or renew the Lease; a request that hangs counts as failed."""
+        try:
+            async with asyncio.timeout(self._retry_seconds):
+                return await self._take_or_renew()
+        except (TimeoutError, Conflict):
+            return False
+        except OutriderError as error:
+            logger.warning("The Lease could not be renewed: %s", error.message)
+            return False
+
+    async def _take_or_renew(self) -> bool:
+        asked = time.monotonic()
+        lease = await self._cluster.get(LEASES, self._namespace, self._name)
+        if lease is None:
+            body = {"metadata": {"name": self._name}, "spec": self._spec(0)}
+            await self._cluster.create(LEASES, body, self._namespace)
+            self._renewed = asked
+            return True
+        spec = lease.get("spec") or {}
+        holder = spec.get("holderIdentity") or ""
+        if holder != self._identity:
+            if self.is_leader:
+                return False
+            record = f"{holder}/{spec.get('renewTime')}/{lease['metadata']['resourceVersion']}"
+            if record != self._seen[0]:
+                self._seen = (record, asked)
+            duration = float(spec.get("leaseDurationSeconds") or self._lease_seconds)
+            if holder and asked - self._seen[1] < duration:
+                return False
+        transitions = int(spec.get("leaseTransitions") or 0) + (holder != self._identity)
+        lease["spec"] = self._spec(transitions, spec if holder == self._identity else None)
+        await self._cluster.replace(LEASES, self._namespace, self._name, lease)
+        self._renewed = asked
+        return True
+
+    def _spec(self, transitions: int, before: Json | None = None) -> Json:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": int(self._lease_seconds),
+            "acquireTime": (before or {}).get("acquireTime") or now,
+            "renewTime": now,
+            "leaseTransitions": transitions,
+        }

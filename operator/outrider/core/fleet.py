@@ -1,0 +1,111 @@
+"""Which nodes belong to a fleet, and whether its version may be brought to them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from outrider.api.componentversion import ComponentVersionStatus
+from outrider.api.names import LABEL_EXCLUDE
+from outrider.api.rollout import RolloutSpec, Target
+from outrider.core.snapshot import Hindrance, Node
+
+
+def is_targeted(target: Target, node: Node) -> bool:
+    """Tell whether a node belongs to a target; nodes labelled as excluded never do."""
+    if node.labels.get(LABEL_EXCLUDE) == "true":
+        return False
+    if target.node_names is not None:
+        return node.name in target.node_names
+    if target.node_selector is not None:
+        return target.node_selector.matches(node.labels)
+    return bool(target.all)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Another Rollout of the same component and namespace, for deciding whose nodes are whose."""
+
+    name: str
+    uid: str
+    created: str
+    target: Target
+
+
+def select_members(
+    nodes: Iterable[Node], target: Target, older: Iterable[Claim]
+) -> tuple[frozenset[str], Mapping[str, str]]:
+    """Return the names of the target's nodes, and apart from them those that an older Rollout owns (with its name)."""
+    claims = list(older)
+    members: set[str] = set()
+    foreign: dict[str, str] = {}
+    for node in nodes:
+        if not is_targeted(target, node):
+            continue
+        owner = next((claim.name for claim in claims if is_targeted(claim.target, node)), None)
+        if owner is None:
+            members.add(node.name)
+        else:
+            foreign[node.name] = owner
+    return frozenset(members), foreign
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFacts:
+    """What a Rollout needs to know of the ComponentVersion that it names."""
+
+    name: str
+    generation: int
+    status: ComponentVersionStatus
+    deleting: bool = False
+
+
+def find_hindrance(
+    spec: RolloutSpec,
+    namespace: str,
+    version: VersionFacts | None,
+    published: Iterable[str],
+    members: int,
+    foreign: Mapping[str, str],
+    template_problem: str,
+) -> Hindrance | None:
+    """Return why nothing new may be started for this spec, or None. The first reason that applies is told.
+
+    `published` are the published versions of the component in the namespace, `template_problem` what the API server
+    said against the DaemonSet.
+    """
+    wanted = f"{spec.component}-{spec.version}"
+    if version is None:
+        known = sorted(published)
+        choice = f"set spec.version to a published one ({', '.join(known[-5:])})" if known else "publish it first"
+        return Hindrance(
+            "VersionNotFound",
+            f"there is no ComponentVersion {wanted} in namespace {namespace}; create it, or {choice}",
+            stalled=True,
+        )
+    status = version.status
+    if version.deleting:
+        return Hindrance("VersionDeleted", f"ComponentVersion {wanted} is being deleted", stalled=True)
+    if status.observed_generation != version.generation or status.phase != "Published" or status.reference is None:
+        conditions = {condition.type: condition for condition in status.conditions}
+        why = conditions["Ready"].message if "Ready" in conditions else "it has not been looked at yet"
+        stalled = "Stalled" in conditions and conditions["Stalled"].status == "True"
+        return Hindrance(
+            "VersionNotPublished",
+            f"ComponentVersion {wanted} is {status.phase or 'new'}, not Published: {why}",
+            stalled=stalled,
+        )
+    if template_problem:
+        return Hindrance("TemplateInvalid", template_problem, stalled=True)
+    if not members:
+        if foreign:
+            owners = ", ".join(sorted(set(foreign.values())))
+            return Hindrance(
+                "OwnedByOthers",
+                f"all {len(foreign)} nodes of spec.target belong to older Rollouts of {spec.component}: {owners}",
+                stalled=True,
+            )
+        return Hindrance(
+            "EmptyTarget",
+            "no node matches spec.target; label nodes or change it (compare with: kubectl get nodes --show-labels)",
+            stalled=True,
+        )
+    return None

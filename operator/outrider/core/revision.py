@@ -1,0 +1,231 @@
+"""Revisions: what a node runs, as an immutable DaemonSet each.
+
+A revision is the user's input (template, version, delivery) and nothing else: an operator upgrade, new defaults or
+another image of the init container change no hash and start no run.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from outrider.api import names
+from outrider.api.rollout import RolloutSpec, Target
+
+_HASH_FORMAT = 1
+"""Goes into the hash: a later canonical form gets another number, and never collides with this one."""
+
+_KEYS_DIR = "/etc/outrider/keys"
+_TARGET_DIR = "/outrider/artifact"
+_USER = 65532
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSettings:
+    """How the init container reaches what it needs.
+
+    `reference` is the version's OCI index, pinned by digest, in the registry as nodes reach it; `digests` the expected
+    SHA-256 (64 hex digits) of the file for each platform (`linux/amd64`).
+    """
+
+    image: str
+    image_pull_policy: str
+    reference: str
+    plain_http: bool
+    digests: Mapping[str, str]
+
+
+def revision_of(rollout: str, spec: RolloutSpec) -> str:
+    """Return the revision that a spec asks for: 10 hex digits over the user's input in a canonical form."""
+    content = {
+        "format": _HASH_FORMAT,
+        "rollout": rollout,
+        "component": spec.component,
+        "version": spec.version,
+        "template": spec.template,
+        "delivery": spec.delivery.to_api(),
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def daemonset_name(rollout: str, revision: str, *, joiners: bool = False) -> str:
+    """Return the name of a revision's DaemonSet, or of the one that serves joining nodes with it."""
+    return f"{rollout}-joiners-{revision}" if joiners else f"{rollout}-{revision}"
+
+
+def build_daemonset(
+    *,
+    namespace: str,
+    rollout: str,
+    spec: RolloutSpec,
+    revision: str,
+    fetch: FetchSettings,
+) -> Json:
+    """Return the DaemonSet of a revision: the user's template, the fetch container, and the nodes assigned to it.
+
+    It has no ownerReferences: deleting the Rollout, in the foreground too, must not take the agents away.
+    """
+    key = names.assignment_key(namespace, spec.component)
+    wanted = {"key": key, "operator": "In", "values": [revision]}
+    return _daemonset(namespace, rollout, spec, revision, fetch, names.ROLE_REVISION, [[wanted]])
+
+
+def build_joiners(revision_daemonset: Json, target: Target, assignment_key: str) -> Json:
+    """Return the DaemonSet that serves nodes of the target without an assignment with a (stable) revision.
+
+    It is made from that revision's DaemonSet as it stands in the cluster: the spec may ask for another one by now. A
+    node that joins while the operator is down gets a verified agent by it all the same.
+    """
+    metadata = revision_daemonset["metadata"]
+    labels = dict(metadata["labels"])
+    revision, rollout = labels[names.LABEL_REVISION], labels[names.LABEL_ROLLOUT]
+    labels[names.LABEL_ROLE] = names.ROLE_JOINERS
+    spec = copy.deepcopy(revision_daemonset["spec"])
+    spec["selector"]["matchLabels"][names.LABEL_ROLE] = names.ROLE_JOINERS
+    template = spec["template"]
+    template["metadata"]["labels"][names.LABEL_ROLE] = names.ROLE_JOINERS
+    unassigned: list[Json] = [
+        {"key": assignment_key, "operator": "DoesNotExist"},
+        {"key": names.LABEL_EXCLUDE, "operator": "NotIn", "values": ["true"]},
+    ]
+    if target.node_selector is not None:
+        unassigned += [
+            {"key": label, "operator": "In", "values": [value]}
+            for label, value in sorted(target.node_selector.match_labels.items())
+        ]
+        unassigned += [
+            requirement.to_api() if requirement.values else {"key": requirement.key, "operator": requirement.operator}
+            for requirement in target.node_selector.match_expressions
+        ]
+    required = template["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    for term in required["nodeSelectorTerms"]:
+        kept = [e for e in term.get("matchExpressions") or [] if e["key"] != assignment_key]
+        term["matchExpressions"] = kept + unassigned
+    return {
+        "metadata": {
+            "name": daemonset_name(rollout, revision, joiners=True),
+            "namespace": metadata["namespace"],
+            "labels": labels,
+            "annotations": _own_annotations(metadata.get("annotations") or {}),
+        },
+        "spec": {
+            "selector": spec["selector"],
+            "updateStrategy": {"type": "OnDelete"},
+            "revisionHistoryLimit": 1,
+            "template": template,
+        },
+    }
+
+
+def _own_annotations(annotations: Mapping[str, str]) -> Json:
+    return {key: value for key, value in annotations.items() if key.startswith(f"{names.GROUP}/")}
+
+
+def _daemonset(
+    namespace: str,
+    rollout: str,
+    spec: RolloutSpec,
+    revision: str,
+    fetch: FetchSettings,
+    role: str,
+    alternatives: list[list[Json]],
+) -> Json:
+    selector = {names.LABEL_ROLLOUT: rollout, names.LABEL_REVISION: revision, names.LABEL_ROLE: role}
+    labels = {
+        **selector,
+        names.LABEL_COMPONENT: spec.component,
+        names.LABEL_VERSION: spec.version,
+        names.LABEL_MANAGED_BY: names.MANAGED_BY,
+    }
+    template = copy.deepcopy(dict(spec.template))
+    metadata = template.setdefault("metadata", {})
+    metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
+    pod = template.setdefault("spec", {})
+    _require_nodes(pod, alternatives)
+    _deliver(pod, spec, fetch)
+    return {
+        "metadata": {
+            "name": daemonset_name(rollout, revision),
+            "namespace": namespace,
+            "labels": labels,
+            "annotations": {names.ANNOTATION_FETCH_IMAGE: fetch.image},
+        },
+        "spec": {
+            "selector": {"matchLabels": selector},
+            # Never changed after its creation, and nothing else decides when a pod is replaced.
+            "updateStrategy": {"type": "OnDelete"},
+            "revisionHistoryLimit": 1,
+            "template": template,
+        },
+    }
+
+
+def _require_nodes(pod: Json, alternatives: list[list[Json]]) -> None:
+    """Add requirements to every nodeSelectorTerm: terms are alternatives, so each of them must carry them."""
+    affinity = pod["affinity"] = dict(pod.get("affinity") or {})
+    node_affinity = affinity["nodeAffinity"] = dict(affinity.get("nodeAffinity") or {})
+    required = dict(node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {})
+    terms = required.get("nodeSelectorTerms") or [{}]
+    required["nodeSelectorTerms"] = [
+        {**term, "matchExpressions": [*(term.get("matchExpressions") or []), *requirements]}
+        for term in terms
+        for requirements in alternatives
+    ]
+    node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = required
+
+
+def _deliver(pod: Json, spec: RolloutSpec, fetch: FetchSettings) -> None:
+    """Add the init container that pulls and verifies, the volume that it fills, and the mounts of the agent."""
+    delivery = spec.delivery.volume
+    pod["volumes"] = [
+        *(pod.get("volumes") or []),
+        {"name": names.VOLUME_ARTIFACT, "emptyDir": {}},
+        {"name": names.VOLUME_KEYS, "configMap": {"name": names.trusted_keys_name(spec.component)}},
+    ]
+    for container in pod.get("containers") or []:
+        if container["name"] in delivery.containers:
+            container["volumeMounts"] = [
+                *(container.get("volumeMounts") or []),
+                {"name": names.VOLUME_ARTIFACT, "mountPath": delivery.mount_path, "readOnly": True},
+            ]
+    environment = {
+        "OUTRIDER_REFERENCE": fetch.reference,
+        "OUTRIDER_PLAIN_HTTP": "true" if fetch.plain_http else "false",
+        "OUTRIDER_KEYS_DIR": _KEYS_DIR,
+        "OUTRIDER_TARGET_DIR": _TARGET_DIR,
+        "OUTRIDER_COMPONENT": spec.component,
+        "OUTRIDER_VERSION": spec.version,
+        "OUTRIDER_DIGESTS": json.dumps(dict(sorted(fetch.digests.items())), separators=(",", ":")),
+    }
+    container = {
+        "name": names.FETCH_CONTAINER,
+        "image": fetch.image,
+        "imagePullPolicy": fetch.image_pull_policy,
+        "command": ["outrider-fetch"],
+        "env": [
+            *({"name": name, "value": value} for name, value in environment.items()),
+            {"name": "OUTRIDER_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
+        ],
+        "volumeMounts": [
+            {"name": names.VOLUME_ARTIFACT, "mountPath": _TARGET_DIR},
+            {"name": names.VOLUME_KEYS, "mountPath": _KEYS_DIR, "readOnly": True},
+        ],
+        "resources": {"requests": {"cpu": "10m", "memory": "48Mi"}, "limits": {"memory": "192Mi"}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "runAsNonRoot": True,
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    # First: nothing of the pod runs before the artifact is there and verified.
+    pod["initContainers"] = [container, *(pod.get("initContainers") or [])]
