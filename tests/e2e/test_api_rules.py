@@ -1,0 +1,908 @@
+"""What the API server itself accepts and refuses: CRD schemas, their rules, admission policies, permissions.
+
+Nothing here needs a running operator: these rules hold while it is down.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from e2e.conftest import E2eCluster
+from outrider.api import names
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+OPERATOR = "--as=system:serviceaccount:outrider-system:outrider"
+
+Object = dict[str, Any]
+
+SHA = "a" * 64
+
+
+def artifact(**changes: Any) -> Object:
+    """One artifact as a user writes it."""
+    return {
+        "platform": {"arch": "amd64"},
+        "fileName": "agent",
+        "sha256": SHA,
+        "source": {"http": {"url": "https://example.com/agent"}},
+        "signature": {"inline": "c2lnbmF0dXJl"},
+        **changes,
+    }
+
+
+def component_version(name: str = "node-agent-1.4.0", **spec: Any) -> Object:
+    """A ComponentVersion as small as it can be."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "ComponentVersion",
+        "metadata": {"name": name},
+        "spec": {"component": "node-agent", "version": "1.4.0", "artifacts": [artifact()], **spec},
+    }
+
+
+def rollout(name: str = "node-agent", **spec: Any) -> Object:
+    """A Rollout as small as it can be."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "Rollout",
+        "metadata": {"name": name},
+        "spec": {
+            "component": "node-agent",
+            "version": "1.4.0",
+            "target": {"all": True},
+            "template": {"spec": {"containers": [{"name": "agent", "image": "agent"}]}},
+            "delivery": {"volume": {"mountPath": "/opt/agent", "containers": ["agent"]}},
+            "strategy": {"type": "Rolling"},
+            **spec,
+        },
+    }
+
+
+def batch(name: str = "node-agent-1-1", **spec: Any) -> Object:
+    """A RolloutBatch with two nodes."""
+    node = {"uid": "1-2-3", "from": "none", "to": "rev-b", "back": "none"}
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "RolloutBatch",
+        "metadata": {"name": name},
+        "spec": {
+            "rollout": "node-agent",
+            "run": 1,
+            "kind": "Rollout",
+            "version": "1.4.0",
+            "batch": 1,
+            "startedAt": "2026-01-01T00:00:00Z",
+            "nodes": [{"name": "a", **node}, {"name": "b", **node}],
+            **spec,
+        },
+    }
+
+
+def rolling(**fields: Any) -> Object:
+    """A Rollout whose strategy is Rolling with these fields."""
+    return rollout(strategy={"type": "Rolling", "rolling": fields})
+
+
+def canary(*steps: Object, **fields: Any) -> Object:
+    """A Rollout whose strategy is Canary with these steps."""
+    return rollout(strategy={"type": "Canary", "canary": {"steps": list(steps)}, **fields})
+
+
+def volume(**fields: Any) -> Object:
+    """A Rollout whose delivery has these fields."""
+    return rollout(delivery={"volume": {"mountPath": "/opt/agent", "containers": ["agent"], **fields}})
+
+
+def template(**spec: Any) -> Object:
+    """A Rollout whose template's spec has these fields."""
+    return rollout(template={"spec": {"containers": [{"name": "agent", "image": "agent"}], **spec}})
+
+
+def container(**fields: Any) -> Object:
+    """A Rollout whose agent's container has these fields."""
+    return template(containers=[{"name": "agent", "image": "agent", **fields}])
+
+
+def managed(kind: str, **fields: Any) -> Object:
+    """An object labelled as the operator labels its own."""
+    api = "apps/v1" if kind == "DaemonSet" else "v1"
+    return {
+        "apiVersion": api,
+        "kind": kind,
+        "metadata": {"name": "managed", "labels": {names.LABEL_MANAGED_BY: names.MANAGED_BY}},
+        **fields,
+    }
+
+
+DAEMON_SET = managed(
+    "DaemonSet",
+    spec={
+        "selector": {"matchLabels": {"a": "b"}},
+        "template": {
+            "metadata": {"labels": {"a": "b"}},
+            "spec": {"nodeSelector": {"no": "node"}, "containers": [{"name": "agent", "image": "agent"}]},
+        },
+    },
+)
+CONFIG_MAP = managed("ConfigMap", data={"a.pub": "key"})
+
+
+@pytest.fixture(scope="module")
+def namespace(cluster: E2eCluster) -> Iterator[str]:
+    """A namespace of this module's own."""
+    name = "api-rules"
+    cluster.kubectl("delete", "namespace", name, "--ignore-not-found")
+    cluster.kubectl("create", "namespace", name)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def create(cluster: E2eCluster, namespace: str, manifest: Object, *flags: str) -> Object:
+    """Create an object and return what was stored."""
+    result = cluster.kubectl("create", "-n", namespace, *flags, "-o", "json", "-f", "-", input=json.dumps(manifest))
+    assert "Warning" not in result.stderr
+    stored: Object = json.loads(result.stdout)
+    return stored
+
+
+def refusal(cluster: E2eCluster, namespace: str, manifest: Object, *flags: str) -> str:
+    """Try to create an object, and return what the API server said against it."""
+    result = cluster.kubectl(
+        "create", "-n", namespace, "--dry-run=server", *flags, "-f", "-", input=json.dumps(manifest), check=False
+    )
+    assert result.returncode != 0, "the API server accepted it"
+    return result.stderr
+
+
+def patch(cluster: E2eCluster, namespace: str, target: str, change: Object, *flags: str) -> str:
+    """Merge a change into an object, and return what was said against it; empty when it was accepted."""
+    if "--subresource=status" in flags and any(flag.startswith("--as=") for flag in flags):
+        # kubectl reads the subresource before it patches it, which neither the operator nor a kubelet does or may.
+        flags = (*flags, "--as-group=system:masters")
+    result = cluster.kubectl(
+        "patch", "-n", namespace, target, "--type=merge", "--patch", json.dumps(change), *flags, check=False
+    )
+    assert (result.returncode == 0) == (result.stderr == ""), result.stderr
+    return result.stderr
+
+
+# --- The definitions themselves -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [(), ("--server-side",)], ids=["client-side", "server-side"])
+@pytest.mark.parametrize("path", sorted((ROOT / "crds").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_crd_is_accepted_as_new_and_without_a_warning(
+    cluster: E2eCluster, path: Path, flags: tuple[str, ...]
+) -> None:
+    # Under another group, because rules that are stored already are not estimated again.
+    manifest = path.read_text().replace(names.GROUP, "fresh.example.com")
+    result = cluster.kubectl("apply", *flags, "--dry-run=server", "-f", "-", input=manifest)
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("flags", [(), ("--server-side", "--force-conflicts")], ids=["client-side", "server-side"])
+def test_install_yaml_applies_again_without_a_warning(cluster: E2eCluster, flags: tuple[str, ...]) -> None:
+    # Once for real each way: applying after the other way warns about the annotation that it brings up to date.
+    cluster.kubectl("apply", *flags, "-f", str(ROOT / "install.yaml"))
+    result = cluster.kubectl("apply", *flags, "-f", str(ROOT / "install.yaml"))
+    assert result.stderr == ""
+
+
+def test_kubectl_explain_tells_what_a_field_is_for(cluster: E2eCluster) -> None:
+    text = cluster.kubectl("explain", "rollouts.outrider.dev.spec.strategy.rolling.batchSize").stdout
+    assert "How many nodes move together" in " ".join(text.split())
+    text = cluster.kubectl("explain", "orl.spec.template.spec.containers.ports", "--recursive").stdout
+    assert "containerPort" in text
+
+
+def test_one_command_shows_everything_at_a_glance(cluster: E2eCluster, namespace: str) -> None:
+    create(cluster, namespace, component_version("node-agent-0.0.1", version="0.0.1"))
+    create(cluster, namespace, rollout("glance"))
+    create(cluster, namespace, batch("glance-1-1"), OPERATOR)
+    lines = cluster.kubectl("get", "outrider", "-n", namespace).stdout.splitlines()
+    headers = [line.split() for line in lines if line.startswith("NAME")]
+    assert headers == [
+        ["NAME", "VERSION", "PHASE", "LATEST", "READY", "REASON", "AGE"],
+        ["NAME", "KIND", "RUN", "BATCH", "STEP", "VERSION", "STATE", "SUCCEEDED", "FAILED", "PENDING", "AGE"],
+        ["NAME", "VERSION", "PHASE", "BATCH", "NODES", "UPDATED", "FAILED", "READY", "AGE"],
+    ]
+    assert max(len(line) for line in lines) <= 132
+
+
+@pytest.mark.parametrize("short", ["cver", "orl", "orb"])
+def test_short_names_work(cluster: E2eCluster, namespace: str, short: str) -> None:
+    cluster.kubectl("get", short, "-n", namespace)
+
+
+# --- What is accepted, and what the API server makes of it ------------------------------------------------------------
+
+
+def test_defaults_of_a_version(cluster: E2eCluster, namespace: str) -> None:
+    stored = create(cluster, namespace, component_version())
+    assert stored["status"] == {"observedGeneration": -1}
+    expected = copy.deepcopy(component_version()["spec"])
+    expected |= {"type": "Agent", "releaseType": "Minor", "stage": "Published"}
+    expected["artifacts"][0]["platform"] = {"os": "linux", "arch": "amd64"}
+    assert stored["spec"] == expected
+
+
+def test_defaults_of_a_rollout(cluster: E2eCluster, namespace: str) -> None:
+    stored = create(cluster, namespace, rollout())
+    assert stored["status"] == {"observedGeneration": -1}
+    assert stored["spec"] == rollout()["spec"] | {
+        "strategy": {"type": "Rolling", "failureTolerance": 0},
+        "health": {"timeoutSeconds": 300, "minReadySeconds": 10, "maxRestarts": 0},
+        "onFailure": "Rollback",
+        "paused": False,
+        "runHistoryLimit": 10,
+    }
+
+
+ACCEPTED = {
+    "a pre-release": component_version("node-agent-2.0.0-rc.1", version="2.0.0-rc.1"),
+    "a version for two platforms": component_version(artifacts=[artifact(), artifact(platform={"arch": "arm64"})]),
+    "a source in a ConfigMap": component_version(artifacts=[artifact(source={"configMap": {"name": "a", "key": "b"}})]),
+    "a wrapped signature": component_version(artifacts=[artifact(signature={"inline": "c2ln\nbmF0dXJl\n"})]),
+    "a node selector": rollout(target={"nodeSelector": {"matchLabels": {"pool": "edge"}}}),
+    "a node selector by expressions": rollout(
+        target={
+            "nodeSelector": {
+                "matchExpressions": [
+                    {"key": "a", "operator": "In", "values": ["b"]},
+                    {"key": "c", "operator": "DoesNotExist"},
+                ]
+            }
+        }
+    ),
+    "node names": rollout(target={"nodeNames": ["a", "b"]}),
+    "batches of 1": rolling(batchSize=1),
+    "batches of 100%": rolling(batchSize="100%"),
+    "canary, then rolling": canary({"nodes": 1, "soakSeconds": 60}, {"nodes": "10%"}, rolling={"batchSize": "20%"}),
+    "all at once": rollout(strategy={"type": "Full", "full": {"maxInFlight": "50%"}, "failureTolerance": "5%"}),
+    "some of health": rollout(health={"timeoutSeconds": 60}),
+    "labels and annotations of the pod": rollout(
+        template={**template()["spec"]["template"], "metadata": {"labels": {"a": "b"}, "annotations": {"c": "d"}}}
+    ),
+    "quantities and ports as numbers and strings": container(
+        resources={"requests": {"cpu": 1, "memory": "64Mi"}, "limits": {"cpu": "1500m", "memory": 134217728}},
+        ports=[{"containerPort": 80}, {"containerPort": 80, "protocol": "UDP", "name": "dns"}],
+        livenessProbe={"httpGet": {"port": "http", "path": "/"}},
+        readinessProbe={"tcpSocket": {"port": 80}},
+    ),
+    "a privileged pod with host paths": template(
+        hostNetwork=True,
+        hostPID=True,
+        tolerations=[{"operator": "Exists"}],
+        volumes=[{"name": "root", "hostPath": {"path": "/"}}, {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}],
+        initContainers=[{"name": "init", "image": "init", "restartPolicy": "Always"}],
+        affinity={
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "Exists"}]}]
+                }
+            }
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("manifest", ACCEPTED.values(), ids=ACCEPTED.keys())
+def test_is_accepted_and_stored_as_written(cluster: E2eCluster, namespace: str, manifest: Object) -> None:
+    flags = ("--dry-run=server", "--validate=strict")
+    stored = create(cluster, namespace, _renamed(manifest), *flags)
+    assert _is_within(manifest["spec"], stored["spec"])
+
+
+def _renamed(manifest: Object) -> Object:
+    # Another test stores objects of these names; a dry-run of a create minds.
+    if manifest["kind"] != "Rollout":
+        changed = copy.deepcopy(manifest)
+        changed["spec"]["component"] = "dry"
+        changed["metadata"]["name"] = f"dry-{manifest['spec']['version']}"
+        manifest["spec"]["component"] = "dry"
+        return changed
+    return {**manifest, "metadata": {"name": "dry"}}
+
+
+def _is_within(part: Any, whole: Any) -> bool:
+    if isinstance(part, dict):
+        return all(key in whole and _is_within(value, whole[key]) for key, value in part.items())
+    if isinstance(part, list):
+        return len(part) == len(whole) and all(_is_within(*pair) for pair in zip(part, whole, strict=True))
+    return bool(part == whole)
+
+
+def test_server_side_apply_merges_the_pod_template_as_in_a_daemon_set(cluster: E2eCluster, namespace: str) -> None:
+    create(cluster, namespace, {**container(ports=[{"containerPort": 80}]), "metadata": {"name": "merged"}})
+    addition = {
+        "apiVersion": names.API_VERSION,
+        "kind": "Rollout",
+        "metadata": {"name": "merged"},
+        "spec": {
+            "template": {
+                "spec": {
+                    "containers": [
+                        {
+                            "name": "agent",
+                            "env": [{"name": "A", "value": "b"}],
+                            "ports": [{"containerPort": 80, "protocol": "UDP"}],
+                        },
+                        {"name": "sidecar", "image": "sidecar"},
+                    ]
+                }
+            }
+        },
+    }
+    result = cluster.kubectl(
+        "apply",
+        "--server-side",
+        "--field-manager=second",
+        "-n",
+        namespace,
+        "-o",
+        "json",
+        "-f",
+        "-",
+        input=json.dumps(addition),
+    )
+    agent, sidecar = json.loads(result.stdout)["spec"]["template"]["spec"]["containers"]
+    assert agent == {
+        "name": "agent",
+        "image": "agent",
+        "env": [{"name": "A", "value": "b"}],
+        "ports": [{"containerPort": 80, "protocol": "TCP"}, {"containerPort": 80, "protocol": "UDP"}],
+    }
+    assert sidecar["name"] == "sidecar"
+
+
+# --- What is refused, and what people are told ------------------------------------------------------------------------
+
+LONG = "r" * 41
+SEMVER = "write a semantic version of three numbers"
+PERCENT = "write a whole number, or a percentage from '0%' to '100%'"
+AT_LEAST_ONE = "write a number from 1, or a percentage from '1%'"
+
+REFUSED: dict[str, tuple[Object, str]] = {
+    "a name that is not component and version": (
+        component_version("agent-1.4.0"),
+        "metadata.name must be node-agent-1.4.0 (<spec.component>-<spec.version>: that is what makes the pair",
+    ),
+    "a version of two numbers": (component_version("node-agent-1.4.", version="1.4.0.0"), SEMVER),
+    "a version with a v": (component_version("node-agent-v1.4.0", version="v1.4.0"), SEMVER),
+    "a version with build metadata": (component_version(version="1.4.0+linux"), SEMVER),
+    "a version in upper case": (component_version(version="1.4.0-RC1"), SEMVER),
+    "a version with a leading zero": (component_version("node-agent-1.04.0", version="1.04.0"), SEMVER),
+    "a component with an underscore": (
+        component_version(component="node_agent"),
+        "write lower case letters, digits and '-'",
+    ),
+    "no artifact": (component_version(artifacts=[]), "spec.artifacts in body should have at least 1 items"),
+    "one platform twice": (
+        component_version(artifacts=[artifact(), artifact()]),
+        "each platform may have only one artifact",
+    ),
+    "one platform twice, once by default": (
+        component_version(artifacts=[artifact(), artifact(platform={"os": "linux", "arch": "amd64"})]),
+        "each platform may have only one artifact",
+    ),
+    "another operating system": (
+        component_version(artifacts=[artifact(platform={"os": "windows", "arch": "amd64"})]),
+        'spec.artifacts[0].platform.os: Unsupported value: "windows": supported values: "linux"',
+    ),
+    "two sources": (
+        component_version(
+            artifacts=[artifact(source={"http": {"url": "https://a.b/c"}, "configMap": {"name": "a", "key": "b"}})]
+        ),
+        "spec.artifacts[0].source: Invalid value: set exactly one of http and configMap",
+    ),
+    "no source": (component_version(artifacts=[artifact(source={})]), "set exactly one of http and configMap"),
+    "a URL with credentials": (
+        component_version(artifacts=[artifact(source={"http": {"url": "https://me:secret@a.b/c"}})]),
+        "write an http:// or https:// URL without spaces, '@' or credentials",
+    ),
+    "a URL of another kind": (
+        component_version(artifacts=[artifact(source={"http": {"url": "ftp://a.b/c"}})]),
+        "write an http:// or https:// URL",
+    ),
+    "a hash in upper case": (
+        component_version(artifacts=[artifact(sha256="A" * 64)]),
+        "write 64 hex digits in lower case",
+    ),
+    "a hash that is too short": (component_version(artifacts=[artifact(sha256="a" * 63)]), "write 64 hex digits"),
+    "a file name with a directory": (
+        component_version(artifacts=[artifact(fileName="../agent")]),
+        "write a file name without a directory",
+    ),
+    "no signature": (
+        component_version(artifacts=[{key: value for key, value in artifact().items() if key != "signature"}]),
+        "spec.artifacts[0].signature: Required value",
+    ),
+    "a signature that is not base64": (
+        component_version(artifacts=[artifact(signature={"inline": "-----BEGIN-----"})]),
+        "write the signature in base64: openssl dgst -sha256 -sign KEY FILE | base64 -w0",
+    ),
+    "a type that does nothing yet": (component_version(type="Daemon"), 'supported values: "Agent"'),
+    "a stage that does nothing yet": (
+        component_version(stage="Revoked"),
+        'supported values: "Draft", "Testing", "Published"',
+    ),
+    "a field that does nothing yet": (
+        component_version(expiresAt="2027-01-01T00:00:00Z"),
+        'unknown field "spec.expiresAt"',
+    ),
+    "an invalid version in a Rollout": (rollout(version="latest"), SEMVER),
+    "a long name": (rollout(LONG), "metadata.name may have at most 40 characters"),
+    "an empty node selector": (
+        rollout(target={"nodeSelector": {}}),
+        "an empty selector selects nothing; write `all: true` for every node",
+    ),
+    "a node selector of empty lists": (
+        rollout(target={"nodeSelector": {"matchLabels": {}, "matchExpressions": []}}),
+        "an empty selector selects nothing",
+    ),
+    "no target": (rollout(target={}), "set exactly one of nodeSelector, nodeNames and all"),
+    "two targets": (
+        rollout(target={"all": True, "nodeNames": ["a"]}),
+        "set exactly one of nodeSelector, nodeNames and all",
+    ),
+    "all: false": (rollout(target={"all": False}), "spec.target.all: Unsupported value: false"),
+    "one node twice": (rollout(target={"nodeNames": ["a", "a"]}), 'spec.target.nodeNames[1]: Duplicate value: "a"'),
+    "no node names": (rollout(target={"nodeNames": []}), "should have at least 1 items"),
+    "too many node names": (
+        rollout(target={"nodeNames": [f"node-{number}" for number in range(501)]}),
+        "must have at most 500 items",
+    ),
+    "In without values": (
+        rollout(target={"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
+        "operators In and NotIn need values",
+    ),
+    "Exists with values": (
+        rollout(target={"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}}),
+        "Exists and DoesNotExist must have none",
+    ),
+    "batches of 0": (rolling(batchSize=0), AT_LEAST_ONE),
+    "batches of 0%": (rolling(batchSize="0%"), AT_LEAST_ONE),
+    "batches of 101%": (rolling(batchSize="101%"), PERCENT),
+    "batches of a word": (rolling(batchSize="ten"), PERCENT),
+    "batches of a number in quotes": (rolling(batchSize="10"), PERCENT),
+    "batches of less than none": (rolling(batchSize=-1), "should be greater than or equal to 0"),
+    "batches of half a node": (rolling(batchSize=0.5), "spec.strategy.rolling.batchSize"),
+    "a canary step of 0 nodes": (canary({"nodes": 0}), AT_LEAST_ONE),
+    "a canary step of 0%": (canary({"nodes": "0%"}), AT_LEAST_ONE),
+    "a canary without steps": (canary(), "spec.strategy.canary.steps in body should have at least 1 items"),
+    "a negative soak": (canary({"nodes": 1, "soakSeconds": -1}), "should be greater than or equal to 0"),
+    "nothing in flight": (rollout(strategy={"type": "Full", "full": {"maxInFlight": 0}}), AT_LEAST_ONE),
+    "a tolerance over 100%": (rollout(strategy={"type": "Full", "failureTolerance": "200%"}), PERCENT),
+    "type Canary without canary": (rollout(strategy={"type": "Canary"}), "type Canary needs strategy.canary.steps"),
+    "type Rolling with canary": (
+        rollout(strategy={"type": "Rolling", "canary": {"steps": [{"nodes": 1}]}}),
+        "no other type may have strategy.canary",
+    ),
+    "type Rolling with full": (
+        rollout(strategy={"type": "Rolling", "full": {"maxInFlight": 1}}),
+        "strategy.full needs type Full",
+    ),
+    "type Full with rolling": (
+        rollout(strategy={"type": "Full", "rolling": {"batchSize": 1}}),
+        "strategy.rolling contradicts type Full: remove it, or use type Rolling or Canary",
+    ),
+    "no strategy type": (rollout(strategy={}), "spec.strategy.type: Required value"),
+    "ready for longer than there is time": (
+        rollout(health={"timeoutSeconds": 60, "minReadySeconds": 60}),
+        "minReadySeconds must be less than timeoutSeconds",
+    ),
+    "ready for longer than there is time by default": (
+        rollout(health={"timeoutSeconds": 10}),
+        "minReadySeconds must be less than timeoutSeconds",
+    ),
+    "no run remembered": (rollout(runHistoryLimit=0), "should be greater than or equal to 1"),
+    "delivery into a container that is not there": (
+        volume(containers=["agnet"]),
+        "every container in spec.delivery.volume.containers must be one of spec.template.spec.containers",
+    ),
+    "delivery into one container twice": (volume(containers=["agent", "agent"]), 'Duplicate value: "agent"'),
+    "delivery into no container": (volume(containers=[]), "should have at least 1 items"),
+    "delivery over the root": (volume(mountPath="/"), "should be at least 2 chars long"),
+    "delivery to a relative path": (volume(mountPath="opt/agent"), "write an absolute path other than '/'"),
+    "a template without containers": (
+        rollout(template={"spec": {}}),
+        "spec.template.spec.containers: Required value",
+    ),
+    "a template with one container twice": (
+        template(containers=[{"name": "agent"}, {"name": "agent"}]),
+        "spec.template.spec.containers[1]: Duplicate value",
+    ),
+    "a template with one port twice": (
+        container(ports=[{"containerPort": 80}, {"containerPort": 80, "protocol": "TCP"}]),
+        "spec.template.spec.containers[0].ports[1]: Duplicate value",
+    ),
+    "a template with a misspelt field": (
+        container(imagePullPolcy="Always"),
+        'unknown field "spec.template.spec.containers[0].imagePullPolcy"',
+    ),
+    "a template with a quantity that is none": (
+        container(resources={"limits": {"cpu": "lots"}}),
+        "spec.template.spec.containers[0].resources.limits.cpu",
+    ),
+    "a template with a number for a string": (
+        container(env=[{"name": "A", "value": 1}]),
+        "spec.template.spec.containers[0].env[0].value: Invalid value",
+    ),
+}
+
+
+@pytest.mark.parametrize(("manifest", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_is_refused_with_a_message_that_says_what_to_do(
+    cluster: E2eCluster, namespace: str, manifest: Object, message: str
+) -> None:
+    assert message in refusal(cluster, namespace, manifest, "--validate=strict")
+
+
+# --- What cannot be changed -------------------------------------------------------------------------------------------
+
+IMMUTABLE = "this field cannot be changed; create a new object instead"
+PUBLISHED = "a version that was published cannot be changed; create a new version instead"
+
+
+@pytest.mark.parametrize(
+    ("target", "change"),
+    [
+        ("cver/fixed-1.4.0", {"component": "other"}),
+        ("cver/fixed-1.4.0", {"version": "1.4.1"}),
+        ("orl/fixed", {"component": "other"}),
+    ],
+    ids=["a version's component", "a version's version", "a Rollout's component"],
+)
+def test_identity_cannot_be_changed(cluster: E2eCluster, namespace: str, target: str, change: Object) -> None:
+    _ensure(cluster, namespace, component_version("fixed-1.4.0", component="fixed"))
+    _ensure(cluster, namespace, rollout("fixed"))
+    assert IMMUTABLE in patch(cluster, namespace, target, {"spec": change})
+
+
+def test_a_version_can_be_changed_until_it_is_published_and_not_after(cluster: E2eCluster, namespace: str) -> None:
+    create(cluster, namespace, component_version("changed-1.4.0", component="changed"))
+    target = "cver/changed-1.4.0"
+
+    assert patch(cluster, namespace, target, {"spec": {"stage": "Draft"}}) == ""
+    assert patch(cluster, namespace, target, {"spec": {"artifacts": [artifact(sha256="b" * 64)]}}) == ""
+
+    published = {"status": {"publishedAt": "2026-01-01T00:00:00Z"}}
+    assert patch(cluster, namespace, target, published, "--subresource=status", OPERATOR) == ""
+
+    assert PUBLISHED in patch(cluster, namespace, target, {"spec": {"artifacts": [artifact()]}})
+    assert PUBLISHED in patch(cluster, namespace, target, {"spec": {"stage": "Published"}})
+    assert patch(cluster, namespace, target, {"spec": {"releaseNotes": "Typing errors corrected."}}) == ""
+
+    for change in (None, "2026-01-02T00:00:00Z"):
+        again = patch(cluster, namespace, target, {"status": {"publishedAt": change}}, "--subresource=status", OPERATOR)
+        assert "status.publishedAt is set once and never changed" in again
+    assert patch(cluster, namespace, target, {"status": {"latest": True}}, "--subresource=status", OPERATOR) == ""
+
+
+def test_a_batch_is_frozen_and_its_results_are_not(cluster: E2eCluster, namespace: str) -> None:
+    create(cluster, namespace, batch("frozen-1-1"), OPERATOR)
+    frozen = patch(cluster, namespace, "orb/frozen-1-1", {"spec": {"nodes": []}}, OPERATOR)
+    assert "a batch's membership is frozen when it starts" in frozen
+    results = {"status": {"state": "Running", "nodes": [{"name": "a", "state": "Starting"}]}}
+    assert patch(cluster, namespace, "orb/frozen-1-1", results, "--subresource=status", OPERATOR) == ""
+
+
+def test_a_batch_of_a_hundred_nodes_with_long_messages_fits(cluster: E2eCluster, namespace: str) -> None:
+    nodes = [
+        {"name": f"{number:03}" + "n" * 250, "uid": "u" * 36, "from": "f" * 63, "to": "t" * 63, "back": "b" * 63}
+        for number in range(100)
+    ]
+    create(cluster, namespace, batch("large-1-1", nodes=nodes), OPERATOR)
+    results = [{"name": node["name"], "state": "Failed", "reason": "r" * 64, "message": "m" * 256} for node in nodes]
+    change = {"status": {"state": "Finished", "nodes": results}}
+    assert patch(cluster, namespace, "orb/large-1-1", change, "--subresource=status", OPERATOR) == ""
+    stored = cluster.kubectl("get", "orb", "large-1-1", "-n", namespace, "-o", "json", "--show-managed-fields").stdout
+    assert len(stored) < 256 * 1024
+
+
+def _ensure(cluster: E2eCluster, namespace: str, manifest: Object) -> None:
+    cluster.kubectl("apply", "--server-side", "-n", namespace, "-f", "-", input=json.dumps(manifest))
+
+
+# --- Who may write what -----------------------------------------------------------------------------------------------
+
+KUBELET = "kubelet"
+NODE_PREFIX = f"{names.ASSIGNMENT_PREFIX}fleet.agent"
+
+
+@pytest.fixture(scope="module")
+def node(cluster: E2eCluster) -> Iterator[str]:
+    """The name of a node with an assignment and without a taint."""
+    name = cluster.kubectl("get", "nodes", "-o", "name").stdout.split()[0].removeprefix("node/")
+    labels = (f"{NODE_PREFIX}=rev-a", f"{names.LABEL_EXCLUDE}=false")
+    cluster.kubectl("label", "node", name, "--overwrite", *labels)
+    yield name
+    cluster.kubectl("label", "node", name, f"{NODE_PREFIX}-", f"{names.LABEL_EXCLUDE}-")
+
+
+def _as_kubelet(node: str) -> tuple[str, str]:
+    return f"--as=system:node:{node}", "--as-group=system:nodes"
+
+
+NODE_CHANGES_OF_THE_OPERATOR: dict[str, tuple[Object, str]] = {
+    "assign": ({"metadata": {"labels": {NODE_PREFIX: "to-b"}}}, ""),
+    "assign a second component": ({"metadata": {"labels": {f"{NODE_PREFIX}2": "rev-a"}}}, ""),
+    "take an assignment away": ({"metadata": {"labels": {NODE_PREFIX: None}}}, ""),
+    "annotate under its prefix": ({"metadata": {"annotations": {NODE_PREFIX: "note"}}}, ""),
+    "add a label": ({"metadata": {"labels": {"a": "b"}}}, "may change no label of a node but those"),
+    "change a label": ({"metadata": {"labels": {"kubernetes.io/hostname": "b"}}}, "may change no label of a node but"),
+    "remove a label": ({"metadata": {"labels": {"kubernetes.io/hostname": None}}}, "may change no label of a node but"),
+    "remove all labels": ({"metadata": {"labels": None}}, "may change no label of a node but"),
+    "exclude the node": ({"metadata": {"labels": {names.LABEL_EXCLUDE: "true"}}}, "may change no label of a node but"),
+    "both at a time": ({"metadata": {"labels": {NODE_PREFIX: "b", "a": "b"}}}, "may change no label of a node but"),
+    "add an annotation": ({"metadata": {"annotations": {"a": "b"}}}, "may change no annotation of a node but those"),
+    "cordon": ({"spec": {"unschedulable": True}}, "may change nothing of a node but labels and annotations under"),
+    "taint": ({"spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}}, "may change nothing of a node but"),
+    "add a finalizer": ({"metadata": {"finalizers": ["a.b/c"]}}, "may change nothing of a node but"),
+    "add an owner": (
+        {"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "a", "uid": "b"}]}},
+        "may change nothing of a node but",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), NODE_CHANGES_OF_THE_OPERATOR.values(), ids=NODE_CHANGES_OF_THE_OPERATOR.keys()
+)
+def test_the_operator_on_a_node(cluster: E2eCluster, namespace: str, node: str, change: Object, message: str) -> None:
+    said = patch(cluster, namespace, f"node/{node}", change, "--dry-run=server", OPERATOR)
+    assert message in said
+    assert bool(message) == bool(said)
+
+
+def test_the_operators_role_allows_no_other_write_of_a_node(cluster: E2eCluster, node: str) -> None:
+    for arguments in (
+        ("delete", "node", node),
+        ("patch", "node", node, "--subresource=status", "--type=merge", "--patch", "{}"),
+    ):
+        result = cluster.kubectl(*arguments, "--dry-run=server", OPERATOR, check=False)
+        assert "Forbidden" in result.stderr
+
+
+def test_the_policy_refuses_even_if_the_role_were_wider(cluster: E2eCluster, node: str) -> None:
+    # Somebody may bind the operator to a wider role one day: system:masters is the widest.
+    wider = (OPERATOR, "--as-group=system:masters")
+    for arguments in (
+        ("delete", "node", node),
+        ("patch", "node", node, "--subresource=status", "--type=merge", "--patch", '{"metadata":{"labels":{"a":"b"}}}'),
+    ):
+        result = cluster.kubectl(*arguments, "--dry-run=server", *wider, check=False)
+        assert "may neither create nor delete nodes nor write their subresources" in result.stderr
+
+
+NODE_CHANGES_OF_A_KUBELET: dict[str, tuple[Object, bool]] = {
+    "label itself otherwise": ({"a": "b"}, True),
+    "repeat its assignment": ({NODE_PREFIX: "rev-a", "a": "b"}, True),
+    "assign itself": ({NODE_PREFIX: "rev-b"}, False),
+    "assign itself another component": ({f"{NODE_PREFIX}2": "rev-b"}, False),
+    "take its assignment away": ({NODE_PREFIX: None}, False),
+    "exclude itself": ({names.LABEL_EXCLUDE: "true"}, False),
+    "include itself": ({names.LABEL_EXCLUDE: None}, False),
+}
+
+
+@pytest.mark.parametrize("flags", [(), ("--subresource=status",)], ids=["nodes", "nodes/status"])
+@pytest.mark.parametrize(
+    ("labels", "allowed"), NODE_CHANGES_OF_A_KUBELET.values(), ids=NODE_CHANGES_OF_A_KUBELET.keys()
+)
+def test_a_kubelet_on_its_node(
+    cluster: E2eCluster, namespace: str, node: str, labels: Object, allowed: bool, flags: tuple[str, ...]
+) -> None:
+    change = {"metadata": {"labels": labels}}
+    said = patch(cluster, namespace, f"node/{node}", change, "--dry-run=server", *flags, *_as_kubelet(node))
+    if allowed:
+        assert said == ""
+    else:
+        assert "a kubelet may not write labels under agents.outrider.dev/ nor outrider.dev/exclude" in said
+
+
+@pytest.mark.parametrize(
+    ("labels", "allowed"),
+    [({"a": "b"}, True), ({}, True), ({NODE_PREFIX: "rev-b"}, False), ({names.LABEL_EXCLUDE: "true"}, False)],
+    ids=["with a label", "without labels", "with an assignment", "excluded"],
+)
+def test_a_kubelet_that_joins(cluster: E2eCluster, labels: Object, allowed: bool) -> None:
+    manifest = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "joins", "labels": labels}}
+    result = cluster.kubectl(
+        "create", "--dry-run=server", "-f", "-", *_as_kubelet("joins"), input=json.dumps(manifest), check=False
+    )
+    assert (result.returncode == 0) == allowed, result.stderr
+    assert allowed or "remove them from --node-labels" in result.stderr
+
+
+def test_an_administrator_assigns_and_excludes_as_ever(cluster: E2eCluster, node: str) -> None:
+    cluster.kubectl("label", "node", node, "--dry-run=server", "--overwrite", f"{NODE_PREFIX}=x")
+    cluster.kubectl("label", "node", node, "--dry-run=server", "--overwrite", f"{names.LABEL_EXCLUDE}=true")
+
+
+GUARDED = {"RolloutBatch": batch("guarded"), "DaemonSet": DAEMON_SET, "ConfigMap": CONFIG_MAP}
+
+
+@pytest.mark.parametrize("manifest", GUARDED.values(), ids=GUARDED.keys())
+def test_only_the_operator_writes_what_is_its_own(cluster: E2eCluster, namespace: str, manifest: Object) -> None:
+    only = "only the Outrider operator writes"
+    assert only in refusal(cluster, namespace, manifest)
+
+    create(cluster, namespace, manifest, OPERATOR)
+    target = f"{manifest['kind'].lower()}/{manifest['metadata']['name']}"
+    note = {"metadata": {"annotations": {"a": "b"}}}
+    assert only in patch(cluster, namespace, target, note)
+    assert only in patch(cluster, namespace, target, {"metadata": {"labels": None}}), "the label cannot be taken off"
+    assert only in cluster.kubectl("delete", "-n", namespace, target, check=False).stderr
+    assert patch(cluster, namespace, target, note, OPERATOR) == ""
+    assert (
+        patch(cluster, namespace, target, note, "--as=system:kube-controller-manager", "--as-group=system:masters")
+        == ""
+    )
+
+
+def test_only_the_operator_writes_results(cluster: E2eCluster, namespace: str) -> None:
+    create(cluster, namespace, batch("results"), OPERATOR)
+    change = {"status": {"state": "Finished"}}
+    said = patch(cluster, namespace, "orb/results", change, "--subresource=status")
+    assert "only the Outrider operator writes RolloutBatches" in said
+
+
+@pytest.mark.parametrize("kind", ["DaemonSet", "ConfigMap"])
+def test_objects_of_others_are_left_alone(cluster: E2eCluster, namespace: str, kind: str) -> None:
+    theirs = copy.deepcopy(GUARDED[kind])
+    theirs["metadata"] = {"name": "theirs", "labels": {names.LABEL_MANAGED_BY: "helm"}}
+    create(cluster, namespace, theirs)
+    target = f"{kind.lower()}/theirs"
+    assert patch(cluster, namespace, target, {"metadata": {"annotations": {"a": "b"}}}) == ""
+    adoption = {"metadata": {"labels": {names.LABEL_MANAGED_BY: names.MANAGED_BY}}}
+    assert "needs another value of that label" in patch(cluster, namespace, target, adoption)
+    cluster.kubectl("delete", "-n", namespace, target)
+
+
+def test_batches_go_with_their_rollout(cluster: E2eCluster, namespace: str) -> None:
+    owner = create(cluster, namespace, rollout("owner"))
+    owned = batch("owned-1-1")
+    owned["metadata"]["ownerReferences"] = [
+        {"apiVersion": names.API_VERSION, "kind": "Rollout", "name": "owner", "uid": owner["metadata"]["uid"]}
+    ]
+    create(cluster, namespace, owned, OPERATOR)
+    cluster.kubectl("delete", "-n", namespace, "orl/owner")
+    cluster.kubectl("wait", "-n", namespace, "--for=delete", "orb/owned-1-1", "--timeout=60s")
+
+
+def test_a_namespace_can_be_deleted_with_all_that_is_guarded(cluster: E2eCluster) -> None:
+    name = "api-rules-going"
+    cluster.kubectl("create", "namespace", name)
+    for manifest in GUARDED.values():
+        create(cluster, name, manifest, OPERATOR)
+    stuck = copy.deepcopy(batch("stuck"))
+    stuck["metadata"]["finalizers"] = ["example.com/stuck"]
+    create(cluster, name, stuck, OPERATOR)
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    # Whoever cleans up by hand may, once the namespace is going.
+    deadline = time.monotonic() + 60
+    while said := patch(cluster, name, "orb/stuck", {"metadata": {"finalizers": None}}):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.5)
+    cluster.kubectl("wait", "--for=delete", f"namespace/{name}", "--timeout=120s")
+
+
+def test_the_policies_have_no_type_errors(cluster: E2eCluster) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        listed = json.loads(cluster.kubectl("get", "validatingadmissionpolicies", "-o", "json").stdout)["items"]
+        policies = [policy for policy in listed if policy["metadata"]["name"].startswith("outrider-")]
+        observed = [
+            policy["metadata"]["generation"] == policy.get("status", {}).get("observedGeneration")
+            for policy in policies
+        ]
+        if policies and all(observed):
+            break
+        assert time.monotonic() < deadline, "the controller-manager did not check the policies"
+        time.sleep(0.5)
+    warnings = {p["metadata"]["name"]: p["status"].get("typeChecking", {}).get("expressionWarnings") for p in policies}
+    assert warnings == dict.fromkeys(warnings)
+
+
+# --- Permissions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "where", "allowed"),
+    [
+        ("patch", "rollouts.outrider.dev", "fleet", True),
+        ("patch", "rollouts.outrider.dev/status", "fleet", True),
+        ("update", "rollouts.outrider.dev", "fleet", False),
+        ("delete", "rollouts.outrider.dev", "fleet", False),
+        ("create", "rolloutbatches.outrider.dev", "fleet", True),
+        ("create", "daemonsets.apps", "fleet", True),
+        ("patch", "nodes", "", True),
+        ("delete", "nodes", "", False),
+        ("delete", "pods", "fleet", False),
+        ("create", "pods/exec", "fleet", False),
+        ("get", "configmaps", "fleet", True),
+        ("list", "configmaps", "fleet", False),
+        ("delete", "configmaps", "fleet", False),
+        ("list", "secrets", "outrider-system", True),
+        ("get", "secrets", "fleet", False),
+        ("create", "secrets", "outrider-system", False),
+        ("update", "leases.coordination.k8s.io", "outrider-system", True),
+        ("update", "leases.coordination.k8s.io", "kube-system", False),
+        ("create", "clusterroles.rbac.authorization.k8s.io", "", False),
+        ("impersonate", "users", "", False),
+    ],
+)
+def test_what_the_operator_may_do(cluster: E2eCluster, verb: str, resource: str, where: str, allowed: bool) -> None:
+    resource, _, subresource = resource.partition("/")
+    flags = [f"--subresource={subresource}"] if subresource else []
+    place = ["-n", where] if where else []
+    result = cluster.kubectl("auth", "can-i", verb, resource, *flags, *place, OPERATOR, check=False)
+    assert result.stdout.strip() == ("yes" if allowed else "no")
+
+
+@pytest.mark.parametrize(
+    ("role", "verb", "resource", "allowed"),
+    [
+        ("view", "get", "rollouts", True),
+        ("view", "list", "rolloutbatches", True),
+        ("view", "patch", "rollouts", False),
+        ("edit", "create", "rollouts", True),
+        ("edit", "patch", "componentversions", True),
+        ("edit", "get", "rolloutbatches", True),
+        ("edit", "patch", "rollouts/status", False),
+        ("edit", "patch", "componentversions/status", False),
+        ("edit", "create", "rolloutbatches", False),
+        ("admin", "deletecollection", "rollouts", True),
+        ("admin", "patch", "rolloutbatches/status", False),
+    ],
+)
+def test_what_people_may_do(
+    cluster: E2eCluster, namespace: str, role: str, verb: str, resource: str, allowed: bool
+) -> None:
+    user = f"{role}er@example.com"
+    binding = f"api-rules-{role}"
+    manifest = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": binding},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+    }
+    _ensure(cluster, namespace, manifest)
+    resource, _, subresource = resource.partition("/")
+    flags = [f"--subresource={subresource}"] if subresource else []
+    command = ("auth", "can-i", verb, f"{resource}.outrider.dev", *flags, "-n", namespace, f"--as={user}")
+    expected = "yes" if allowed else "no"
+    # The authorizer hears of the binding, and view of what aggregates to it, a moment later.
+    deadline = time.monotonic() + 10
+    while cluster.kubectl(*command, check=False).stdout.strip() != expected:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_settings_added_by_hand_survive_the_next_install(cluster: E2eCluster) -> None:
+    settings = ("-n", "outrider-system", "configmap/outrider-settings")
+    before = json.loads(cluster.kubectl("get", *settings, "-o", "json").stdout)["data"]
+    change = {"data": {"OUTRIDER_REGISTRY": before.get("OUTRIDER_REGISTRY", "registry.example.com:5000")}}
+    cluster.kubectl("patch", *settings, "--type=merge", "--patch", json.dumps(change))
+    try:
+        for flags in ((), ("--server-side", "--force-conflicts")):
+            cluster.kubectl("apply", *flags, "-f", "-", input=_document("ConfigMap"))
+            after = json.loads(cluster.kubectl("get", *settings, "-o", "json").stdout)["data"]
+            assert after.get("OUTRIDER_REGISTRY") == change["data"]["OUTRIDER_REGISTRY"]
+    finally:
+        restored = {"data": {key: before.get(key) for key in {*before, "OUTRIDER_REGISTRY"}}}
+        cluster.kubectl("patch", *settings, "--type=merge", "--patch", json.dumps(restored))
+
+
+def _document(kind: str) -> str:
+    documents = yaml.safe_load_all((ROOT / "install.yaml").read_text())
+    return yaml.safe_dump(next(document for document in documents if document["kind"] == kind))
