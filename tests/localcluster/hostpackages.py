@@ -16,15 +16,15 @@ SEARCH_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/lib/cni"
 REAL_NODES = {
     "runc": "runc",
     "busybox": "busybox-static",
-    "bridge": "containernetworking-plugins",
+    "ptp": "containernetworking-plugins",
     "host-local": "containernetworking-plugins",
     "ip": "iproute2",
     "nft": "nftables",
     "iptables": "iptables",
-    "conntrack": "conntrack",
     "unshare": "util-linux",
     "nsenter": "util-linux",
     "mount": "mount",
+    "pivot_root": "util-linux",
 }
 IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "runc": "runc"}
 
