@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from outrider.adapters.kube import Cluster, Gone, Json, Resource
 from outrider.api.errors import OutriderError
@@ -31,29 +31,18 @@ def key_of(obj: Json) -> Key:
     return metadata.get("namespace", ""), metadata["name"]
 
 
-class Informer(Generic[T]):
-    """All objects of a kind that match `selectors`, as `project` sees them.
+class Store(Generic[T]):
+    """Objects of one kind as `project` sees them, each no older than it was ever seen here.
 
     `project` gets the object and its earlier projection (for what must be remembered over time, such as when
     something was first observed). `on_change(before, after)` is called when the projection of an object changed;
     None means absent. It must not block.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        resource: Resource,
-        project: Callable[[Json, T | None], T],
-        on_change: Callable[[T | None, T | None], None],
-        **selectors: str,
-    ) -> None:
-        self._cluster = cluster
-        self._resource = resource
+    def __init__(self, project: Callable[[Json, T | None], T], on_change: Callable[[T | None, T | None], None]) -> None:
         self._project = project
         self._on_change = on_change
-        self._selectors = selectors
         self._items: dict[Key, tuple[int, T]] = {}
-        self.synced = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._items)
@@ -65,23 +54,63 @@ class Informer(Generic[T]):
 
     def values(self) -> Iterator[T]:
         """Iterate over all projections."""
-        return (item for _, item in self._items.values())
+        return (item for _, item in list(self._items.values()))
 
     def put(self, obj: Json) -> None:
-        """Take over an object from the answer to our own write, so that it is seen before the watch tells it."""
-        self._store(obj)
+        """Take over an object unless it is older than what is stored.
 
-    def drop(self, namespace: str, name: str) -> None:
-        """Forget an object that we deleted."""
-        self._remove((namespace, name))
+        Answers to our own writes come here too, so that they are seen before the watch tells them.
+        """
+        key, version = key_of(obj), int(obj["metadata"]["resourceVersion"])
+        known = self._items.get(key)
+        if known is not None and known[0] >= version:
+            return
+        before = known[1] if known else None
+        after = self._project(obj, before)
+        self._items[key] = (version, after)
+        if before != after:
+            self._on_change(before, after)
+
+    def drop(self, key: Key, version: int | None = None) -> None:
+        """Forget a deleted object, unless a newer one is stored under its name."""
+        known = self._items.get(key)
+        if known is None or (version is not None and known[0] > version):
+            return
+        del self._items[key]
+        self._on_change(known[1], None)
+
+    def keep_only(self, keys: set[Key], version: int) -> None:
+        """Forget what a complete list of that version does not hold: deletions that nobody told."""
+        for key in [key for key, (stored, _) in self._items.items() if key not in keys and stored <= version]:
+            self.drop(key)
+
+
+class Informer(Store[T]):
+    """A store of all objects of a kind (in one namespace, or in all) that match `selectors`, kept up to date."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        resource: Resource,
+        project: Callable[[Json, T | None], T],
+        on_change: Callable[[T | None, T | None], None],
+        *,
+        namespace: str | None = None,
+        **selectors: str,
+    ) -> None:
+        super().__init__(project, on_change)
+        self._cluster = cluster
+        self._resource = resource
+        self._namespace = namespace
+        self._selectors = selectors
+        self.synced = asyncio.Event()
 
     async def run(self) -> None:
         """List and watch until cancelled."""
         failures = 0
         while True:
             try:
-                version = await self._list()
-                self.synced.set()
+                version = await self.resync()
                 failures = 0
                 while True:
                     version = await self._watch(version)
@@ -93,47 +122,26 @@ class Informer(Generic[T]):
                 logger.warning("Retrying in %.1f s: %s", delay, error.message)
                 await asyncio.sleep(delay)
 
-    async def _list(self) -> str:
+    async def resync(self) -> str:
+        """List everything once, and forget what is not there any more; returns the list's resourceVersion."""
         seen: set[Key] = set()
         version = "0"
-        async for items, listed_version in self._cluster.list_chunks(self._resource, **self._selectors):
-            version = listed_version
+        async for items, listed in self._cluster.list_chunks(self._resource, self._namespace, **self._selectors):
+            version = listed
             for obj in items:
                 seen.add(key_of(obj))
-                self._store(obj)
-        for key in [key for key, (stored, _) in self._items.items() if key not in seen and stored <= int(version)]:
-            self._remove(key)
+                self.put(obj)
+        self.keep_only(seen, int(version))
+        self.synced.set()
         return version
 
     async def _watch(self, version: str) -> str:
-        async for kind, obj in self._cluster.watch(self._resource, version, seconds=_WATCH_SECONDS, **self._selectors):
+        async for kind, obj in self._cluster.watch(
+            self._resource, version, self._namespace, seconds=_WATCH_SECONDS, **self._selectors
+        ):
             version = obj["metadata"]["resourceVersion"]
             if kind == "DELETED":
-                self._remove(key_of(obj), int(version))
+                self.drop(key_of(obj), int(version))
             elif kind != "BOOKMARK":
-                self._store(obj)
+                self.put(obj)
         return version
-
-    def _store(self, obj: Json) -> None:
-        key, version = key_of(obj), int(obj["metadata"]["resourceVersion"])
-        known = self._items.get(key)
-        if known is not None and known[0] >= version:
-            return  # older than what we have: our own write was faster than the watch
-        before = known[1] if known else None
-        after = self._project(obj, before)
-        self._items[key] = (version, after)
-        if before != after:
-            self._on_change(before, after)
-
-    def _remove(self, key: Key, version: int | None = None) -> None:
-        known = self._items.get(key)
-        if known is None or (version is not None and known[0] > version):
-            return
-        del self._items[key]
-        self._on_change(known[1], None)
-
-
-def labels_of(obj: Json) -> dict[str, str]:
-    """Return an object's labels."""
-    labels: Any = obj["metadata"].get("labels")
-    return labels or {}

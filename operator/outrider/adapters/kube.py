@@ -151,21 +151,29 @@ class Cluster:
         except _NotFoundError:
             return None
 
-    async def list_chunks(self, resource: Resource, **selectors: str) -> AsyncIterator[tuple[list[Json], str]]:
+    async def list_chunks(
+        self, resource: Resource, namespace: str | None = None, **selectors: str
+    ) -> AsyncIterator[tuple[list[Json], str]]:
         """Yield all objects of a kind in chunks, each with the list's resourceVersion."""
         token = ""
         while True:
             query = {"limit": str(_LIST_CHUNK), **selectors}
             if token:
                 query["continue"] = token
-            page = await self._request("GET", resource.path(), query=query)
+            page = await self._request("GET", resource.path(namespace), query=query)
             yield page.get("items") or [], page["metadata"]["resourceVersion"]
             token = page["metadata"].get("continue") or ""
             if not token:
                 return
 
     async def watch(
-        self, resource: Resource, resource_version: str, *, seconds: int, **selectors: str
+        self,
+        resource: Resource,
+        resource_version: str,
+        namespace: str | None = None,
+        *,
+        seconds: int,
+        **selectors: str,
     ) -> AsyncIterator[tuple[str, Json]]:
         """Yield (type, object) until the server ends the watch; raises Gone when the version is too old."""
         query = {
@@ -178,7 +186,7 @@ class Cluster:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=seconds + 15)
         try:
             async with self._access.session.get(
-                self._access.server + resource.path(), params=query, timeout=timeout
+                self._access.server + resource.path(namespace), params=query, timeout=timeout
             ) as response:
                 if response.status != 200:
                     raise _error("WATCH", resource.path(), response.status, await response.text(), response.headers)

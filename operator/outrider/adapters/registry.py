@@ -23,7 +23,7 @@ import oras.provider
 import oras.utils
 import requests
 
-from outrider.adapters.transport import NETWORK_ERRORS, explain, harden_session, read_at_most, read_pieces, retry_after
+from outrider.adapters.transport import NETWORK_ERRORS, PlainSession, explain, read_at_most, read_pieces, retry_after
 from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.trust.digest import Sha256Stream, digest_of, is_digest
 
@@ -43,6 +43,8 @@ MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_REDIRECTS: Final = 5
+_CANCEL_DELAYS: Final = (0.0, 0.1, 0.5)
+"""Seconds before each attempt to cancel an upload."""
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 
 # Distribution specification, "Pulling manifests".
@@ -371,13 +373,19 @@ class OciRegistry:
         """Throw an upload away, as well as that can be done: registries purge forgotten ones themselves, later."""
         what = f"cancelling an upload to {repository}"
         patience = (self.settings.connect_timeout, self.settings.connect_timeout)
-        try:
-            # An upload that broke off stands at an offset that its last Location does not know; ask for a new one.
-            response = self._provider.request("GET", upload, what, repository=repository, timeout=patience)
-            headers = self._expect(response, what, 204)
-            upload = self._location(headers, upload, what)
-            self._provider.request("DELETE", upload, what, repository=repository, timeout=patience).close()
-        except OutriderError:
+        for delay in _CANCEL_DELAYS:
+            time.sleep(delay)
+            try:
+                # An upload that broke off stands at an offset that its last Location does not know; ask for a new one.
+                # The registry may still be busy with what it received, and then that changes once more.
+                response = self._provider.request("GET", upload, what, repository=repository, timeout=patience)
+                current = self._location(self._expect(response, what, 204), upload, what)
+                response = self._provider.request("DELETE", current, what, repository=repository, timeout=patience)
+                self._expect(response, what, 204, 202, 200)
+            except Transient:
+                return
+            except OutriderError:
+                continue
             return
 
     def _location(self, headers: Mapping[str, str], base: str, what: str) -> str:
@@ -552,7 +560,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
             tls_verify=settings.ca_file or True,
             auth_backend="token",
         )
-        harden_session(self.session)
+        self.session = PlainSession()
         self.settings = settings
         self._host = settings.host
         self._patience = (settings.connect_timeout, settings.read_timeout)
@@ -590,10 +598,17 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
         """
         response = self._follow(method, url, what, repository, data, headers or {}, timeout)
         replayable = data is None or isinstance(data, bytes)
-        if response.status_code in {401, 403} and replayable and self._authenticate(response, repository):
+        if response.status_code not in {401, 403} or not replayable:
+            return response
+        try:
+            again = self._authenticate(response, repository)
+        except OutriderError:
             response.close()
-            response = self._follow(method, url, what, repository, data, headers or {}, timeout)
-        return response
+            raise
+        if not again:
+            return response
+        response.close()
+        return self._follow(method, url, what, repository, data, headers or {}, timeout)
 
     def unavailable(self, what: str, error: BaseException) -> Transient:
         """Return what a failure of the network means."""

@@ -15,7 +15,7 @@ from typing import Final, Self
 import requests
 import urllib3
 
-from outrider.adapters.transport import NETWORK_ERRORS, explain, harden_session, read_pieces, retry_after
+from outrider.adapters.transport import NETWORK_ERRORS, PlainSession, explain, read_pieces, retry_after
 from outrider.api.errors import Stalling, Transient
 
 MAX_REDIRECTS: Final = 5
@@ -132,8 +132,7 @@ def open_http(url: str, *, limits: SourceLimits | None = None, cancelled: Callab
     limits = limits or SourceLimits()
     name = shown_url(url)
     deadline = time.monotonic() + limits.total_timeout
-    session = requests.Session()
-    harden_session(session)
+    session = PlainSession()
     try:
         response = _follow(session, url, limits)
         declared = _declared_size(response)

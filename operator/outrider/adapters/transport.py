@@ -10,6 +10,7 @@ from typing import Final
 
 import requests
 import urllib3
+from typing_extensions import override
 
 from outrider import __version__
 
@@ -25,12 +26,21 @@ NETWORK_ERRORS: Final = (requests.RequestException, urllib3.exceptions.HTTPError
 """Everything that requests, urllib3 and the socket below them raise when the other side or the way to it fails."""
 
 
-def harden_session(session: requests.Session) -> None:
-    """Take away what a session does unasked: cookies, credentials from ~/.netrc, compressed answers."""
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    # With any `auth` of its own, requests does not look into ~/.netrc, which would also replace our Authorization.
-    session.auth = _unchanged
-    session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
+class PlainSession(requests.Session):
+    """A session that does nothing unasked: no cookies, no credentials from ~/.netrc, no compression, no redirects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        # With any `auth` of its own, requests does not look into ~/.netrc, which would also replace our Authorization.
+        self.auth = _unchanged
+        self.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
+
+    @override
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return None. Even with allow_redirects=False, requests would read a redirect's body into memory, however
+        long it is, and parse its Location, however broken that is.
+        """
 
 
 def explain(error: BaseException) -> str:

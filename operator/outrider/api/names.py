@@ -27,6 +27,9 @@ LABEL_RUN: Final = f"{GROUP}/run"
 LABEL_BATCH: Final = f"{GROUP}/batch"
 ANNOTATION_FETCH_IMAGE: Final = f"{GROUP}/fetch-image"
 
+ANNOTATION_RECONCILE: Final = f"{GROUP}/reconcile-requested-at"
+"""A nonce: when it changes, what failed is tried again at once."""
+
 # On nodes.
 ASSIGNMENT_PREFIX: Final = f"agents.{GROUP}/"
 ASSIGNMENT_NONE: Final = "none"

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus
 
@@ -88,7 +87,7 @@ class RolloutSnapshot:
     `nodes` are all nodes of the target and all that carry an assignment of this Rollout; `members` names those of the
     target. `pods` are the agents' pods by node. `revisions` names the revisions whose DaemonSets exist, each with its
     version; `joiners` the revision that the joiners' DaemonSet brings. `wanted` is the revision that the spec asks
-    for. `fits` tells for a node why the agent's pod could not be scheduled there, or "".
+    for, `owned_by_others` the nodes of the target that belong to an older Rollout.
     """
 
     now: datetime
@@ -111,4 +110,8 @@ class RolloutSnapshot:
     batches: tuple[Batch, ...] = ()
     revisions: Mapping[str, str] = field(default_factory=dict)
     joiners: tuple[str, ...] = ()
-    template_scheduling: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def run_is_active(self) -> bool:
+        """Whether a run is under way."""
+        return self.status.run is not None and self.status.run.state == "Running"

@@ -41,8 +41,8 @@ def run(arguments: list[str], environ: Mapping[str, str]) -> int:
         return _fail(environ, EXIT_CONFIG, f"ConfigInvalid: {error}")
 
     # Not before here: what it imports takes most of the start-up time.
-    from outrider.api.errors import Stalling  # noqa: PLC0415
-    from outrider.node.fetch import LocalError, fetch  # noqa: PLC0415
+    from outrider.api.errors import Stalling
+    from outrider.node.fetch import LocalError, fetch
 
     try:
         path = fetch(config, _log, machine=os.uname().machine)

@@ -1,0 +1,208 @@
+"""The acting operator: caches, queues and reconcilers wired together."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from outrider.adapters import clock
+from outrider.adapters.events import EventRecorder
+from outrider.adapters.informer import Informer
+from outrider.adapters.kube import (
+    COMPONENT_VERSIONS,
+    DAEMON_SETS,
+    NODES,
+    PODS,
+    ROLLOUT_BATCHES,
+    ROLLOUTS,
+    Cluster,
+    Json,
+)
+from outrider.adapters.metrics import PASS_SECONDS, PASSES
+from outrider.api import names
+from outrider.api.errors import OutriderError
+from outrider.core.snapshot import Node
+from outrider.reconcile.projections import (
+    AgentDaemonSet,
+    AgentPod,
+    StoredBatch,
+    project_batch,
+    project_daemonset,
+    project_node,
+    project_pod,
+)
+from outrider.reconcile.queue import WorkQueue
+from outrider.reconcile.rollouts import Caches, RolloutReconciler
+from outrider.reconcile.trust import TrustStore
+from outrider.reconcile.versions import VersionReconciler
+from outrider.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_RESYNC_SECONDS = 300.0
+"""kopf does not tell deletions that happened while a watch was broken; a list now and then finds them."""
+
+
+def _as_it_is(obj: Json, _before: Json | None) -> Json:
+    return obj
+
+
+def _key(body: Json) -> str:
+    return f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+
+
+class Controller:
+    """Everything that acts.
+
+    The few custom resources come in through kopf (`rollouts.put` and so on), the many nodes and pods through informers.
+    """
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self.settings = settings
+        self.recorder = EventRecorder(cluster, settings.pod_name)
+        self.versions: Informer[Json] = Informer(cluster, COMPONENT_VERSIONS, _as_it_is, self._version_changed)
+        self.rollouts: Informer[Json] = Informer(cluster, ROLLOUTS, _as_it_is, self._rollout_changed)
+        ours = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+        caches = Caches(
+            rollouts=self.rollouts,
+            versions=self.versions,
+            nodes=Informer(cluster, NODES, project_node, self._node_changed),
+            pods=Informer(
+                cluster,
+                PODS,
+                lambda obj, before: project_pod(obj, before, clock.now()),
+                self._pod_changed,
+                labelSelector=f"{names.LABEL_ROLLOUT},{ours}",
+            ),
+            daemonsets=Informer(cluster, DAEMON_SETS, project_daemonset, self._daemonset_changed, labelSelector=ours),
+            batches=Informer(cluster, ROLLOUT_BATCHES, project_batch, self._batch_changed, labelSelector=ours),
+        )
+        self.trust = TrustStore(cluster, settings, self._trust_changed)
+        self._version_queue = WorkQueue(
+            "ComponentVersion", self._timed("ComponentVersion", self._one_version), settings.retry
+        )
+        self._rollout_queue = WorkQueue("Rollout", self._timed("Rollout", self._one_rollout), settings.retry)
+        self._version_reconciler = VersionReconciler(
+            cluster, self.versions, self.trust, self.recorder, settings, self._version_queue.add
+        )
+        self._rollout_reconciler = RolloutReconciler(cluster, caches, self.trust, self.recorder, settings)
+        self._informers = (caches.nodes, caches.pods, caches.daemonsets, caches.batches)
+        self._synced = [informer.synced for informer in self._informers]
+        self._synced += [self.trust.informer.synced, self.versions.synced, self.rollouts.synced]
+        self.alive_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Act until cancelled. Nothing is decided before every cache has been filled once."""
+        async with asyncio.TaskGroup() as group:
+            for informer in self._informers:
+                group.create_task(informer.run())
+            group.create_task(self.trust.informer.run())
+            group.create_task(self.recorder.run())
+            group.create_task(self._resync())
+            group.create_task(self._beat())
+            for synced in self._synced:
+                await synced.wait()
+            logger.info(
+                "Watching %d ComponentVersions and %d Rollouts, %d nodes and %d agents",
+                len(self.versions),
+                len(self.rollouts),
+                *(len(informer) for informer in self._informers[:2]),
+            )
+            group.create_task(self._version_queue.run())
+            group.create_task(self._rollout_queue.run())
+
+    def stop(self) -> None:
+        """Cancel what runs in threads."""
+        self._version_reconciler.stop()
+
+    async def _resync(self) -> None:
+        """List the custom resources at the start, and again now and then."""
+        while True:
+            delay = _RESYNC_SECONDS
+            for informer in (self.versions, self.rollouts):
+                try:
+                    await informer.resync()
+                except OutriderError as error:
+                    logger.warning("Listing again in 5 s: %s", error.message)
+                    delay = 5.0
+            await asyncio.sleep(delay)
+
+    async def _beat(self) -> None:
+        while True:
+            self.alive_at = time.monotonic()
+            await asyncio.sleep(1)
+
+    def _timed(
+        self, kind: str, work: Callable[[str], Awaitable[float | None]]
+    ) -> Callable[[str], Awaitable[float | None]]:
+        async def timed(key: str) -> float | None:
+            begun = time.perf_counter()
+            try:
+                again = await work(key)
+            except BaseException:
+                PASSES.labels(kind, "error").inc()
+                raise
+            PASSES.labels(kind, "ok").inc()
+            PASS_SECONDS.labels(kind).observe(time.perf_counter() - begun)
+            return again
+
+        return timed
+
+    async def _one_version(self, key: str) -> float | None:
+        return await self._version_reconciler.reconcile(key)
+
+    async def _one_rollout(self, key: str) -> float | None:
+        return await self._rollout_reconciler.reconcile(key)
+
+    # -- who has to look again when something changed
+
+    def _version_changed(self, before: Json | None, after: Json | None) -> None:
+        body = after or before
+        if body is None:
+            return
+        self._version_queue.add(_key(body))
+        namespace, component = body["metadata"]["namespace"], body["spec"]["component"]
+        if _published(before) != _published(after):
+            for other in self.versions.values():
+                if (other["metadata"]["namespace"], other["spec"]["component"]) == (namespace, component):
+                    self._version_queue.add(_key(other))
+        for rollout in self.rollouts.values():
+            if (rollout["metadata"]["namespace"], rollout["spec"]["component"]) == (namespace, component):
+                self._rollout_queue.add(_key(rollout))
+
+    def _rollout_changed(self, before: Json | None, after: Json | None) -> None:
+        body = after or before
+        if body is None:
+            return
+        self._rollout_queue.add(_key(body))
+        if before is None or after is None or before["spec"] != after["spec"]:
+            for other in self.rollouts.values():  # nodes may have changed hands
+                self._rollout_queue.add(_key(other))
+
+    def _node_changed(self, _before: Node | None, _after: Node | None) -> None:
+        for rollout in self.rollouts.values():
+            self._rollout_queue.add(_key(rollout))
+
+    def _pod_changed(self, before: AgentPod | None, after: AgentPod | None) -> None:
+        agent = after or before
+        if agent is not None:
+            self._rollout_queue.add(f"{agent.namespace}/{agent.rollout}")
+
+    def _daemonset_changed(self, before: AgentDaemonSet | None, after: AgentDaemonSet | None) -> None:
+        daemonset = after or before
+        if daemonset is not None and daemonset.rollout:
+            self._rollout_queue.add(f"{daemonset.namespace}/{daemonset.rollout}")
+
+    def _batch_changed(self, before: StoredBatch | None, after: StoredBatch | None) -> None:
+        batch = after or before
+        if batch is not None:
+            self._rollout_queue.add(f"{batch.namespace}/{batch.rollout}")
+
+    def _trust_changed(self) -> None:
+        self._version_reconciler.trust_changed()
+        for rollout in self.rollouts.values():
+            self._rollout_queue.add(_key(rollout))
+
+
+def _published(body: Json | None) -> bool:
+    return bool(body and (body.get("status") or {}).get("publishedAt"))

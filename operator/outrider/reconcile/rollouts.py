@@ -1,0 +1,487 @@
+"""Rollouts: gather one snapshot, plan, execute, report. No decisions here."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from outrider.adapters import clock
+from outrider.adapters.events import EventRecorder
+from outrider.adapters.informer import Informer, Store
+from outrider.adapters.kube import DAEMON_SETS, NODES, ROLLOUT_BATCHES, ROLLOUTS, Cluster, Conflict, Json
+from outrider.adapters.metrics import BETWEEN
+from outrider.adapters.metrics import NODES as NODES_METRIC
+from outrider.api import names
+from outrider.api.componentversion import ComponentVersionStatus
+from outrider.api.errors import OutriderError, Stalling, Transient
+from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
+from outrider.core import plan as actions
+from outrider.core.fleet import Claim, VersionFacts, find_hindrance, select_members
+from outrider.core.moves import is_leaving
+from outrider.core.plan import Assign, Plan
+from outrider.core.revision import FetchSettings, build_daemonset, build_joiners, daemonset_name, revision_of
+from outrider.core.rollout import plan_rollout
+from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
+from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
+from outrider.reconcile.trust import TrustStore
+from outrider.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_RECORD_SECONDS = 2.0
+"""Records that can be derived again from the cluster are written together, at most so often."""
+_STATUS_SECONDS = 1.0
+"""Likewise a Rollout's counts."""
+_STUCK_SECONDS = 60.0
+"""A node longer than this between two revisions is told in the log and by a metric."""
+
+
+@dataclass
+class _Memory:
+    """What is known of a Rollout beyond its objects; lost at a restart, and found out again then."""
+
+    pending_records: dict[str, RolloutBatchStatus] = field(default_factory=dict)
+    records_written: float = float("-inf")
+    status_written: float = float("-inf")
+    template_problems: dict[str, str] = field(default_factory=dict)
+    leaving_since: dict[str, datetime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Caches:
+    """The kinds that a Rollout's snapshot is made from."""
+
+    rollouts: Store[Json]
+    versions: Store[Json]
+    nodes: Informer[Node]
+    pods: Informer[AgentPod]
+    daemonsets: Informer[AgentDaemonSet]
+    batches: Informer[StoredBatch]
+
+
+class RolloutReconciler:
+    """Moves fleets: one pass at a time per Rollout."""
+
+    def __init__(
+        self, cluster: Cluster, caches: Caches, trust: TrustStore, recorder: EventRecorder, settings: Settings
+    ) -> None:
+        self._cluster = cluster
+        self._caches = caches
+        self._trust = trust
+        self._recorder = recorder
+        self._settings = settings
+        self._memories: dict[str, _Memory] = {}
+
+    async def reconcile(self, key: str) -> float | None:
+        """Make one pass over `namespace/name`; returns the seconds after which to look again."""
+        namespace, _, name = key.partition("/")
+        body = self._caches.rollouts.get(namespace, name)
+        if body is None:
+            self._memories.pop(key, None)
+            _forget_metrics(namespace, name)
+            return None
+        memory = self._memories.setdefault(key, _Memory())
+        seen = self._gather(body, memory)
+        plan = plan_rollout(seen)
+        await self._execute(body, seen, plan, memory)
+        self._watch_half_moves(seen, memory)
+        return self._when_again(seen, plan, memory)
+
+    # -- gather
+
+    def _gather(self, body: Json, memory: _Memory) -> RolloutSnapshot:
+        metadata = body["metadata"]
+        namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
+        spec = RolloutSpec.model_validate(body["spec"])
+        status = RolloutStatus.model_validate(body.get("status") or {})
+        key = names.assignment_key(namespace, spec.component)
+        wanted = revision_of(name, spec)
+
+        pods: dict[str, list[Pod]] = {}
+        for agent in self._caches.pods.values():
+            if agent.rollout == name and agent.namespace == namespace:
+                pods.setdefault(agent.pod.node, []).append(agent.pod)
+        revisions: dict[str, str] = {}
+        joiners: list[str] = []
+        for daemonset in self._caches.daemonsets.values():
+            if (daemonset.namespace, daemonset.rollout, daemonset.deleting) == (namespace, name, False):
+                if daemonset.role == names.ROLE_JOINERS:
+                    joiners.append(daemonset.revision)
+                else:
+                    revisions[daemonset.revision] = daemonset.version
+        older = self._older_rollouts(body, spec.component)
+        all_nodes = list(self._caches.nodes.values())
+        members, foreign = select_members(all_nodes, spec.target, older)
+        batches = tuple(self._batches(namespace, uid, memory))
+        known = set(revisions) | {entry.name for batch in batches for entry in batch.spec.nodes}
+        nodes = {
+            node.name: node
+            for node in all_nodes
+            if node.name in members or (node.name not in foreign and _is_ours(node, key, revisions, known))
+        }
+        return RolloutSnapshot(
+            now=clock.now(),
+            namespace=namespace,
+            name=name,
+            uid=uid,
+            generation=metadata["generation"],
+            deleting=bool(metadata.get("deletionTimestamp")),
+            has_finalizer=names.FINALIZER in (metadata.get("finalizers") or []),
+            spec=spec,
+            status=status,
+            assignment_key=key,
+            wanted=wanted,
+            hindrance=find_hindrance(
+                spec,
+                namespace,
+                self._version_facts(namespace, spec),
+                self._published(namespace, spec.component),
+                len(members),
+                foreign,
+                memory.template_problems.get(wanted, ""),
+            ),
+            started_by=_who_set_the_version(body),
+            nodes=nodes,
+            members=members,
+            owned_by_others=foreign,
+            pods={node: tuple(found) for node, found in pods.items()},
+            batches=batches,
+            revisions=revisions,
+            joiners=tuple(sorted(joiners)),
+        )
+
+    def _batches(self, namespace: str, uid: str, memory: _Memory) -> Iterable[Batch]:
+        stored = [
+            batch for batch in self._caches.batches.values() if (batch.namespace, batch.rollout_uid) == (namespace, uid)
+        ]
+        stored.sort(key=lambda item: (item.batch.spec.run, item.batch.spec.batch, item.batch.spec.page))
+        for item in stored:
+            pending = memory.pending_records.get(item.batch.name)
+            yield item.with_status(pending).batch if pending is not None else item.batch
+
+    def _older_rollouts(self, body: Json, component: str) -> list[Claim]:
+        """Return the Rollouts of the same component that come before this one: theirs is what both want."""
+        metadata = body["metadata"]
+        own = (metadata["creationTimestamp"], metadata["uid"])
+        claims = [
+            Claim(
+                other["metadata"]["name"],
+                other["metadata"]["uid"],
+                other["metadata"]["creationTimestamp"],
+                Target.model_validate(other["spec"]["target"]),
+            )
+            for other in self._caches.rollouts.values()
+            if other["metadata"]["namespace"] == metadata["namespace"] and other["spec"]["component"] == component
+        ]
+        return [claim for claim in claims if (claim.created, claim.uid) < own]
+
+    def _version_facts(self, namespace: str, spec: RolloutSpec) -> VersionFacts | None:
+        body = self._caches.versions.get(namespace, f"{spec.component}-{spec.version}")
+        if body is None:
+            return None
+        return VersionFacts(
+            body["metadata"]["name"],
+            body["metadata"]["generation"],
+            ComponentVersionStatus.model_validate(body.get("status") or {}),
+            deleting=bool(body["metadata"].get("deletionTimestamp")),
+        )
+
+    def _published(self, namespace: str, component: str) -> list[str]:
+        return [
+            body["spec"]["version"]
+            for body in self._caches.versions.values()
+            if body["metadata"]["namespace"] == namespace
+            and body["spec"]["component"] == component
+            and (body.get("status") or {}).get("phase") == "Published"
+        ]
+
+    # -- execute, in the order that `outrider.core.plan` promises
+
+    async def _execute(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
+        if seen.hindrance is None or seen.run_is_active:
+            await self._trust.hand_out(seen.namespace, seen.spec.component)
+        await self._prepare(body, seen, plan, memory)
+        await self._write_records(seen, plan, memory)
+        await self._write_status(body, seen, plan, memory)
+        await _all(self._assign(seen.assignment_key, move) for move in plan.moves)
+        await self._clean_up(body, seen, plan)
+        self._report_metrics(seen, plan)
+
+    async def _prepare(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
+        for action in plan.actions:
+            match action:
+                case actions.KeepFinalizer():
+                    await self._keep_finalizer(body)
+                case actions.CreateRevision(revision):
+                    await self._create_revision(seen, revision, memory)
+                case actions.CreateJoiners(revision):
+                    await self._create_joiners(seen, revision)
+                case _:
+                    pass
+
+    async def _write_records(self, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
+        urgent = False
+        for action in plan.actions:
+            if isinstance(action, actions.WriteBatch):
+                memory.pending_records[action.name] = action.status
+                urgent = urgent or action.urgent
+        moment = asyncio.get_running_loop().time()
+        if memory.pending_records and (urgent or moment - memory.records_written >= _RECORD_SECONDS):
+            memory.records_written = moment
+            await _all(self._write_record(seen, name, memory) for name in list(memory.pending_records))
+        await _all(
+            self._create_batch(seen, action.name, action.spec)
+            for action in plan.actions
+            if isinstance(action, actions.CreateBatch)
+        )
+
+    async def _write_status(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
+        status = plan.status.to_api()
+        moment = asyncio.get_running_loop().time()
+        due = moment - memory.status_written >= _STATUS_SECONDS
+        if status != body.get("status") and (plan.urgent_status or plan.events or due):
+            memory.status_written = moment
+            answer = await self._cluster.apply(
+                ROLLOUTS,
+                {"metadata": {"namespace": seen.namespace, "name": seen.name}, "status": status},
+                manager=names.FIELD_MANAGER_STATUS,
+                subresource="status",
+            )
+            self._caches.rollouts.put(answer)
+        for event in plan.events:
+            self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
+
+    async def _clean_up(self, body: Json, seen: RolloutSnapshot, plan: Plan) -> None:
+        for action in plan.actions:
+            match action:
+                case actions.DropFinalizer():
+                    await self._drop_finalizer(body)
+                case actions.DeleteRevision(revision):
+                    await self._delete_daemonset(seen, daemonset_name(seen.name, revision))
+                case actions.DeleteJoiners(revision):
+                    await self._delete_daemonset(seen, daemonset_name(seen.name, revision, joiners=True))
+                case actions.DeleteBatch(name):
+                    await self._cluster.delete(ROLLOUT_BATCHES, seen.namespace, name)
+                    self._caches.batches.drop((seen.namespace, name))
+                case _:
+                    pass
+
+    async def _create_revision(self, seen: RolloutSnapshot, revision: str, memory: _Memory) -> None:
+        version = self._version_facts(seen.namespace, seen.spec)
+        if version is None or version.status.reference is None:
+            raise Transient("VersionNotPublished", f"{seen.spec.component} {seen.spec.version} is no longer published")
+        await self._trust.hand_out(seen.namespace, seen.spec.component)
+        fetch = FetchSettings(
+            image=self._settings.fetch_image,
+            image_pull_policy=self._settings.fetch_image_pull_policy,
+            reference=self._for_nodes(version.status.reference),
+            plain_http=self._settings.registry_plain_http,
+            digests={a.platform: a.digest.removeprefix("sha256:") for a in version.status.artifacts},
+        )
+        daemonset = build_daemonset(
+            namespace=seen.namespace, rollout=seen.name, spec=seen.spec, revision=revision, fetch=fetch
+        )
+        try:
+            await self._create_daemonset(daemonset)
+        except Stalling as error:
+            memory.template_problems[revision] = (
+                f"the API server refuses the DaemonSet made from spec.template: {error.message}; correct spec.template"
+            )
+            logger.warning("Rollout %s/%s: %s", seen.namespace, seen.name, memory.template_problems[revision])
+
+    async def _create_joiners(self, seen: RolloutSnapshot, revision: str) -> None:
+        name = daemonset_name(seen.name, revision)
+        daemonset = await self._cluster.get(DAEMON_SETS, seen.namespace, name)
+        if daemonset is None:
+            return
+        await self._create_daemonset(build_joiners(daemonset, seen.spec.target, seen.assignment_key))
+
+    async def _create_daemonset(self, daemonset: Json) -> None:
+        namespace, name = daemonset["metadata"]["namespace"], daemonset["metadata"]["name"]
+        try:
+            answer: Json | None = await self._cluster.create(DAEMON_SETS, daemonset, namespace)
+        except Conflict:
+            # It is there already: its name holds the hash of its content, so it is the same.
+            answer = await self._cluster.get(DAEMON_SETS, namespace, name)
+        if answer is not None:
+            self._caches.daemonsets.put(answer)
+
+    async def _delete_daemonset(self, seen: RolloutSnapshot, name: str) -> None:
+        await self._cluster.delete(DAEMON_SETS, seen.namespace, name)
+        self._caches.daemonsets.drop((seen.namespace, name))
+
+    async def _create_batch(self, seen: RolloutSnapshot, name: str, spec: RolloutBatchSpec) -> None:
+        body: Json = {
+            "apiVersion": ROLLOUT_BATCHES.api_version,
+            "kind": ROLLOUT_BATCHES.kind,
+            "metadata": {
+                "name": name,
+                "namespace": seen.namespace,
+                "labels": {
+                    names.LABEL_ROLLOUT: seen.name,
+                    names.LABEL_RUN: str(spec.run),
+                    names.LABEL_BATCH: str(spec.batch),
+                    names.LABEL_MANAGED_BY: names.MANAGED_BY,
+                },
+                "ownerReferences": [
+                    {
+                        "apiVersion": ROLLOUTS.api_version,
+                        "kind": ROLLOUTS.kind,
+                        "name": seen.name,
+                        "uid": seen.uid,
+                        "controller": True,
+                    }
+                ],
+            },
+            "spec": spec.to_api(),
+        }
+        try:
+            answer: Json | None = await self._cluster.create(ROLLOUT_BATCHES, body, seen.namespace)
+        except Conflict:
+            answer = await self._cluster.get(ROLLOUT_BATCHES, seen.namespace, name)
+        if answer is not None:
+            self._caches.batches.put(answer)
+
+    async def _write_record(self, seen: RolloutSnapshot, name: str, memory: _Memory) -> None:
+        status = memory.pending_records.get(name)
+        if status is None or self._caches.batches.get(seen.namespace, name) is None:
+            memory.pending_records.pop(name, None)
+            return
+        answer = await self._cluster.apply(
+            ROLLOUT_BATCHES,
+            {"metadata": {"namespace": seen.namespace, "name": name}, "status": status.to_api()},
+            manager=names.FIELD_MANAGER_STATUS,
+            subresource="status",
+        )
+        self._caches.batches.put(answer)
+        if memory.pending_records.get(name) is status:
+            del memory.pending_records[name]
+
+    async def _assign(self, key: str, move: Assign) -> None:
+        path = "/metadata/labels/" + key.replace("~", "~0").replace("/", "~1")
+        operations: list[Json] = [
+            {"op": "test", "path": "/metadata/uid", "value": move.uid},
+            {"op": "test", "path": path, "value": move.before},
+            {"op": "add", "path": path, "value": move.after},
+        ]
+        try:
+            answer = await self._cluster.patch_json(NODES, None, move.node, operations)
+        except Conflict as error:
+            logger.info("Node %s is not as it was seen, looking again: %s", move.node, error.message)
+            return
+        if answer is not None:
+            self._caches.nodes.put(answer)
+
+    async def _keep_finalizer(self, body: Json) -> None:
+        finalizers = body["metadata"].get("finalizers")
+        operation: Json = (
+            {"op": "add", "path": "/metadata/finalizers/-", "value": names.FINALIZER}
+            if finalizers
+            else {"op": "add", "path": "/metadata/finalizers", "value": [names.FINALIZER]}
+        )
+        await self._patch_rollout(body, operation)
+
+    async def _drop_finalizer(self, body: Json) -> None:
+        index = (body["metadata"].get("finalizers") or []).index(names.FINALIZER)
+        await self._patch_rollout(body, {"op": "remove", "path": f"/metadata/finalizers/{index}"})
+
+    async def _patch_rollout(self, body: Json, operation: Json) -> None:
+        metadata = body["metadata"]
+        seen: Json = {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]}
+        answer = await self._cluster.patch_json(ROLLOUTS, metadata["namespace"], metadata["name"], [seen, operation])
+        if answer is not None and answer["metadata"].get("finalizers"):
+            self._caches.rollouts.put(answer)
+
+    def _for_nodes(self, reference: str) -> str:
+        """Return a reference into the registry as nodes reach it."""
+        return self._settings.registry_of_nodes + reference.removeprefix(self._settings.registry)
+
+    # -- report
+
+    def _report_metrics(self, seen: RolloutSnapshot, plan: Plan) -> None:
+        run = plan.status.run
+        values = {
+            "all": plan.status.nodes,
+            "updated": run.updated if run else 0,
+            "outdated": run.outdated if run else 0,
+            "pending": run.pending if run else 0,
+            "failed": run.failed if run else 0,
+            "skipped": run.skipped if run else 0,
+        }
+        for state, value in values.items():
+            NODES_METRIC.labels(seen.namespace, seen.name, state).set(value)
+
+    def _watch_half_moves(self, seen: RolloutSnapshot, memory: _Memory) -> None:
+        between = {name for name, node in seen.nodes.items() if is_leaving(node.labels.get(seen.assignment_key))}
+        known = memory.leaving_since
+        memory.leaving_since = {name: known.get(name, seen.now) for name in between}
+        ages = {name: (seen.now - since).total_seconds() for name, since in memory.leaving_since.items()}
+        BETWEEN.labels(seen.namespace, seen.name).set(max(ages.values(), default=0))
+        for name, age in ages.items():
+            if age >= _STUCK_SECONDS and name in known:
+                logger.warning(
+                    "Rollout %s/%s: node %s waits since %.0f s for its old agent's pod to end",
+                    seen.namespace,
+                    seen.name,
+                    name,
+                    age,
+                )
+
+    def _when_again(self, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> float | None:
+        moment = asyncio.get_running_loop().time()
+        waits: list[float] = []
+        if plan.wake_at is not None:
+            waits.append(max(0.0, (plan.wake_at - seen.now).total_seconds()))
+        if memory.pending_records:
+            waits.append(max(0.0, memory.records_written + _RECORD_SECONDS - moment))
+        stored = self._caches.rollouts.get(seen.namespace, seen.name)
+        if stored is not None and stored.get("status") != plan.status.to_api():
+            waits.append(max(0.05, memory.status_written + _STATUS_SECONDS - moment))
+        if memory.leaving_since:
+            waits.append(_STUCK_SECONDS)
+        return min(waits, default=None)
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all, let each finish, then raise the first error: one node's trouble does not hold up the others."""
+    results = await asyncio.gather(*coroutines, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in errors[1:]:
+        if isinstance(error, OutriderError):
+            logger.info("Also: %s", error.message)
+    if errors:
+        raise errors[0]
+
+
+def _is_ours(node: Node, key: str, revisions: dict[str, str], known: set[str]) -> bool:
+    """Tell whether a node outside the target carries an assignment of this Rollout."""
+    assignment = node.labels.get(key)
+    if assignment is None:
+        return False
+    return assignment.removeprefix(names.ASSIGNMENT_LEAVING) in revisions or node.name in known
+
+
+def _who_set_the_version(body: Json) -> str:
+    """Return the field manager that set spec.version last: kubectl, argocd-controller and so on."""
+    best: tuple[str, str] = ("", "")
+    for entry in body["metadata"].get("managedFields") or []:
+        if entry.get("subresource"):
+            continue
+        fields = entry.get("fieldsV1") or {}
+        if isinstance(fields, str):
+            fields = json.loads(fields)
+        if "f:version" in (fields.get("f:spec") or {}):
+            best = max(best, (entry.get("time") or "", entry.get("manager") or ""))
+    return best[1]
+
+
+def _forget_metrics(namespace: str, name: str) -> None:
+    for state in ("all", "updated", "outdated", "pending", "failed", "skipped"):
+        try:
+            NODES_METRIC.remove(namespace, name, state)
+        except KeyError:
+            return
+    BETWEEN.remove(namespace, name)

@@ -1,0 +1,90 @@
+"""The trusted keys: read from labelled Secrets in the operator's namespace, handed to the nodes as ConfigMaps."""
+
+import base64
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from outrider.adapters.informer import Informer
+from outrider.adapters.kube import CONFIG_MAPS, SECRETS, Cluster, Json
+from outrider.api import names
+from outrider.settings import Settings
+from outrider.trust.keys import TrustedKey, build_key_files, keys_from_secret, select_keys
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KeySecret:
+    """The usable keys of one Secret."""
+
+    name: str
+    keys: tuple[TrustedKey, ...]
+
+    @property
+    def signature(self) -> str:
+        """Return what identifies the content: keys and what they are narrowed to."""
+        return "|".join(f"{key.fingerprint}:{key.components}:{key.namespaces}" for key in self.keys)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeySecret) and (self.name, self.signature) == (other.name, other.signature)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.signature))
+
+
+class TrustStore:
+    """All keys that may vouch for a version now."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, on_change: Callable[[], None]) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._handed: dict[tuple[str, str], str] = {}
+        self.informer: Informer[KeySecret] = Informer(
+            cluster,
+            SECRETS,
+            self._project,
+            lambda _before, _after: on_change(),
+            namespace=settings.namespace,
+            labelSelector=f"{names.LABEL_TRUST_KEY}=true",
+        )
+
+    @property
+    def keys(self) -> list[TrustedKey]:
+        """Return all usable keys, in a stable order."""
+        secrets = sorted(self.informer.values(), key=lambda secret: secret.name)
+        return [key for secret in secrets for key in secret.keys]
+
+    @property
+    def generation(self) -> str:
+        """Return what changes whenever the set of keys, or what one is narrowed to, changes."""
+        text = "|".join(sorted(f"{secret.name}:{secret.signature}" for secret in self.informer.values()))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    async def hand_out(self, namespace: str, component: str) -> None:
+        """Keep the ConfigMap of the public keys that may vouch for a component in a fleet's namespace."""
+        files = build_key_files(select_keys(self.keys, namespace, component))
+        content = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+        if self._handed.get((namespace, component)) == content:
+            return
+        body: Json = {
+            "metadata": {
+                "name": names.trusted_keys_name(component),
+                "namespace": namespace,
+                "labels": {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_COMPONENT: component},
+            },
+            "data": files,
+        }
+        await self._cluster.apply(CONFIG_MAPS, body)
+        self._handed[namespace, component] = content
+
+    def _project(self, obj: Json, _before: KeySecret | None) -> KeySecret:
+        name = obj["metadata"]["name"]
+        data = {key: base64.b64decode(value) for key, value in (obj.get("data") or {}).items()}
+        keys, problems = keys_from_secret(
+            name, data, obj["metadata"].get("annotations") or {}, allow_rsa_2048=self._settings.allow_rsa_2048
+        )
+        for problem in problems:
+            logger.warning("A trust key cannot be used: %s", problem.message)
+        return KeySecret(name, tuple(keys))
