@@ -118,8 +118,11 @@ def open_access(*, in_cluster: bool, kubeconfig: str | None = None, context: str
             tls.load_verify_locations(cafile=configuration.ssl_ca_cert)
         if configuration.cert_file:
             tls.load_cert_chain(configuration.cert_file, configuration.key_file)
-        authorization = configuration.get_api_key_with_prefix("authorization")
-        token = authorization.removeprefix("Bearer ") if authorization else None
+        # The client has called this key both ways in its releases.
+        authorization = next(
+            (configuration.api_key[k] for k in ("BearerToken", "authorization") if k in configuration.api_key), ""
+        )
+        token = authorization.removeprefix("Bearer ") or None
 
     async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         bearer = token_file.read_text().strip() if token_file is not None else token

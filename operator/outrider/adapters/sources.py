@@ -135,9 +135,6 @@ def open_http(url: str, *, limits: SourceLimits | None = None, cancelled: Callab
     session = PlainSession()
     try:
         response = _follow(session, url, limits)
-        declared = _declared_size(response)
-        if declared is not None and declared > limits.max_bytes:
-            raise _too_large(name, f"announces {declared} bytes", limits)
     except BaseException:
         session.close()
         raise
@@ -146,6 +143,10 @@ def open_http(url: str, *, limits: SourceLimits | None = None, cancelled: Callab
         response.close()
         session.close()
 
+    declared = _declared_size(response)
+    if declared is not None and declared > limits.max_bytes:
+        close()
+        raise _too_large(name, f"announces {declared} bytes", limits)
     chunks = _read(response, name, limits, declared, deadline, cancelled)
     return Source(name, chunks, declared_size=declared, remark=_remark(response), close=close)
 

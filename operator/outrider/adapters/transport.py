@@ -38,8 +38,10 @@ class PlainSession(requests.Session):
 
     @override
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Return None. Even with allow_redirects=False, requests would read a redirect's body into memory, however
-        long it is, and parse its Location, however broken that is.
+        """Return None, as if no answer were a redirect.
+
+        Even with allow_redirects=False requests looks ahead: it reads a redirect's body into memory, however long that
+        is, and parses its Location, however broken that is.
         """
 
 

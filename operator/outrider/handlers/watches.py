@@ -23,7 +23,7 @@ def build_registry(controller: Controller, access: Access) -> kopf.OperatorRegis
 
         @kopf.on.event(names.GROUP, names.VERSION, plural, registry=registry, id=f"watch-{plural}")
         async def changed(event: kopf.RawEvent, store: Any = store, **_: Any) -> None:
-            body: dict[str, Any] = dict(event["object"])  # type: ignore[call-overload]
+            body: dict[str, Any] = dict(event["object"])
             if event["type"] == "DELETED":
                 store.drop(key_of(body), int(body["metadata"]["resourceVersion"]))
             else:
