@@ -1,0 +1,32 @@
+"""Keys and signatures made by openssl, as people make them."""
+
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+
+class Signer:
+    """A key pair made by openssl, and signatures made with it."""
+
+    def __init__(self, folder: Path, name: str, *options: str) -> None:
+        self.private = folder / f"{name}.key"
+        self.public = folder / f"{name}.pub"
+        self._folder = folder
+        self._run("openssl", "genpkey", *options, "-out", self.private)
+        self._run("openssl", "pkey", "-in", self.private, "-pubout", "-out", self.public)
+
+    def sign(self, data: bytes) -> str:
+        """Return the detached signature over a file with these bytes, in base64, as the documentation tells people."""
+        (self._folder / "file").write_bytes(data)
+        command = 'openssl dgst -sha256 -sign "$1" "$2" | base64 -w0'
+        return self._run("sh", "-c", command, "sign", self.private, self._folder / "file").decode()
+
+    @staticmethod
+    def _run(*command: str | Path) -> bytes:
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+class MakeSigner(Protocol):
+    """Make a signer with options for `openssl genpkey`, or return the one of this name."""
+
+    def __call__(self, name: str = "release", *options: str) -> Signer: ...

@@ -1,0 +1,518 @@
+"""The registry adapter against a real registry."""
+
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.realservers import (
+    BCRYPT,
+    PASSWORD,
+    USERNAME,
+    FlakyProxy,
+    RealHttpServer,
+    RealRegistry,
+    TokenService,
+    free_port,
+    running_registry,
+    sha256_of,
+)
+from outrider.adapters.registry import (
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    Descriptor,
+    OciRegistry,
+    RegistrySettings,
+)
+from outrider.api.errors import OutriderError, Stalling, Transient
+
+EMPTY_INDEX = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": []}).encode()
+
+
+def pieces(size: int, seed: int = 1) -> Iterator[bytes]:
+    """Yield `size` bytes that do not compress, in pieces of odd sizes."""
+    source = random.Random(seed)  # noqa: S311
+    while size:
+        piece = source.randbytes(min(size, source.randint(1, 300_000)))
+        size -= len(piece)
+        yield piece
+
+
+def read(client: OciRegistry, repository: str, digest: str, size: int | None = None) -> bytes:
+    blob = client.open_blob(repository, digest, size=size)
+    assert blob is not None
+    with blob:
+        return b"".join(blob)
+
+
+# Blobs
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 5_000_001])
+def test_a_stream_goes_in_and_comes_out(client: OciRegistry, repository: str, size: int) -> None:
+    data = b"".join(pieces(size))
+    descriptor = client.push_stream(repository, pieces(size))
+    assert descriptor == Descriptor("sha256:" + sha256_of(data), size)
+    assert client.blob_size(repository, descriptor.digest) == size
+    assert read(client, repository, descriptor.digest, size) == data
+
+
+def test_empty_pieces_do_not_end_a_stream(client: OciRegistry, repository: str) -> None:
+    descriptor = client.push_stream(repository, iter((b"", b"a", b"", b"b", b"")))
+    assert read(client, repository, descriptor.digest) == b"ab"
+
+
+def test_what_is_not_there_is_none(client: OciRegistry, repository: str) -> None:
+    digest = "sha256:" + "0" * 64
+    assert client.blob_size(repository, digest) is None
+    assert client.open_blob(repository, digest) is None
+    assert client.get_manifest(repository, digest) is None
+    assert client.get_manifest(repository, "1.0.0") is None
+    assert client.tag(repository, digest, "1.0.0") is False
+    assert client.delete_manifest(repository, digest) is False
+    assert client.delete_blob(repository, digest) is False
+
+
+def test_an_objection_before_the_commit_leaves_nothing(registry: RealRegistry) -> None:
+    def object_to(descriptor: Descriptor) -> None:
+        assert descriptor.size == 3_000_000
+        raise Stalling("DigestMismatch", "no")
+
+    with registry.client() as client, pytest.raises(Stalling, match="no"):
+        client.push_stream("a/b", pieces(3_000_000), before_commit=object_to)
+    assert registry.blobs() == []
+    assert registry.upload_bytes() == 0
+
+
+def test_a_source_that_fails_leaves_nothing_and_its_error_comes_through(registry: RealRegistry) -> None:
+    def failing() -> Iterator[bytes]:
+        yield from pieces(3_000_000)
+        raise Transient("SourceTruncated", "ended")
+
+    with registry.client() as client:
+        with pytest.raises(Transient, match="ended") as caught:
+            client.push_stream("a/b", failing())
+        assert caught.value.reason == "SourceTruncated"
+        assert registry.blobs() == []
+        assert registry.upload_bytes() == 0
+        client.push_stream("a/b", pieces(1000))  # the client can go on being used
+
+
+def test_deleting(client: OciRegistry, repository: str) -> None:
+    blob = client.push_bytes(repository, b"x")
+    assert client.delete_blob(repository, blob.digest) is True
+    assert client.blob_size(repository, blob.digest) is None
+    digest = client.push_manifest(repository, EMPTY_INDEX, INDEX_TYPE, "1.0.0")
+    assert client.delete_manifest(repository, digest) is True
+    assert client.get_manifest(repository, "1.0.0") is None
+
+
+def damaged(how: str, data: bytes) -> bytes:
+    match how:
+        case "bit flipped":
+            return data[:500_000] + bytes([data[500_000] ^ 1]) + data[500_001:]
+        case "cut short":
+            return data[:-1]
+        case "longer":
+            return data + b"!"
+        case _:
+            return b""
+
+
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("how", ["bit flipped", "cut short", "longer", "empty"])
+def test_a_blob_tampered_with_on_the_registry_s_disk_is_noticed(
+    registry: RealRegistry, how: str, *, sized: bool
+) -> None:
+    with registry.client() as client:
+        blob = client.push_stream("a/b", pieces(1_000_000))
+        file = registry.blob_file(blob.digest)
+        file.write_bytes(damaged(how, file.read_bytes()))
+        with pytest.raises(Stalling) as caught:
+            read(client, "a/b", blob.digest, blob.size if sized else None)
+    assert caught.value.reason == "BlobCorrupted"
+    assert blob.digest in caught.value.message
+
+
+def test_a_download_survives_broken_connections(registry: RealRegistry) -> None:
+    with registry.client() as client:
+        blob = client.push_stream("a/b", pieces(8_000_000))
+    proxy = FlakyProxy(registry.port)
+    try:
+        proxy.cut_after = [2_000_000, 100, 3_000_000]
+        settings = RegistrySettings(proxy.host, plain_http=True, resume_delays=(0.01, 0.01, 0.01))
+        with OciRegistry(settings) as client:
+            assert sha256_of(read(client, "a/b", blob.digest, blob.size)) == blob.digest.removeprefix("sha256:")
+        assert proxy.connections == 4
+    finally:
+        proxy.stop()
+
+
+def test_a_download_gives_up_after_a_bounded_number_of_resumptions(registry: RealRegistry) -> None:
+    with registry.client() as client:
+        blob = client.push_stream("a/b", pieces(8_000_000))
+    proxy = FlakyProxy(registry.port)
+    try:
+        proxy.cut_after = [1_000_000] * 10
+        settings = RegistrySettings(proxy.host, plain_http=True, resume_delays=(0.01, 0.01))
+        with OciRegistry(settings) as client, pytest.raises(Transient) as caught:
+            read(client, "a/b", blob.digest)
+        assert caught.value.reason == "RegistryUnavailable"
+        assert proxy.connections == 3
+    finally:
+        proxy.stop()
+
+
+# Manifests
+
+
+def test_a_manifest_is_kept_byte_for_byte(client: OciRegistry, repository: str) -> None:
+    content = json.dumps(json.loads(EMPTY_INDEX), indent=7).encode()
+    digest = client.push_manifest(repository, content, INDEX_TYPE)
+    assert digest == "sha256:" + sha256_of(content)
+    assert client.push_manifest(repository, content, INDEX_TYPE, "_tag") == digest
+    for reference in (digest, "_tag"):
+        document = client.get_manifest(repository, reference)
+        assert document is not None
+        assert (document.content, document.media_type, document.digest) == (content, INDEX_TYPE, digest)
+    assert client.tag(repository, digest, "1.0.0") is True
+    assert client.get_manifest(repository, "1.0.0") == client.get_manifest(repository, digest)
+
+
+def test_a_manifest_that_the_registry_finds_wrong_is_a_stop(client: OciRegistry, repository: str) -> None:
+    with pytest.raises(Stalling) as caught:
+        client.push_manifest(repository, b"not json", MANIFEST_TYPE, "1.0.0")
+    assert caught.value.reason == "ManifestInvalid"
+    assert "MANIFEST_INVALID" in caught.value.message
+
+
+def test_a_manifest_that_names_a_missing_blob_can_be_stored_later(client: OciRegistry, repository: str) -> None:
+    missing = {"mediaType": "application/octet-stream", "digest": "sha256:" + "1" * 64, "size": 1}
+    content = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": missing, "layers": [missing]}
+    with pytest.raises(Transient) as caught:
+        client.push_manifest(repository, json.dumps(content).encode(), MANIFEST_TYPE, "1.0.0")
+    assert "has lost something" in caught.value.message
+
+
+def test_a_manifest_tampered_with_on_the_registry_s_disk_is_noticed(registry: RealRegistry) -> None:
+    with registry.client() as client:
+        digest = client.push_manifest("a/b", EMPTY_INDEX, INDEX_TYPE, "1.0.0")
+        registry.blob_file(digest).write_bytes(EMPTY_INDEX.replace(b"2", b"2 "))
+        with pytest.raises(OutriderError) as caught:
+            client.get_manifest("a/b", digest)
+        # distribution looks at the digest as well, so that either it or we refuse.
+        assert caught.value.reason in {"ManifestInvalid", "RegistryUnavailable"}
+
+
+@pytest.mark.parametrize("asked_by_digest", [True, False])
+def test_a_registry_that_serves_another_manifest_is_not_believed(web: RealHttpServer, *, asked_by_digest: bool) -> None:
+    digest = "sha256:" + sha256_of(EMPTY_INDEX)
+    reference = digest if asked_by_digest else "1.0.0"
+    web.serve(f"/v2/a/b/manifests/{reference}", b"{}", Docker_Content_Digest=digest, Content_Type=INDEX_TYPE)
+    with fake(web) as client, pytest.raises(Stalling) as caught:
+        client.get_manifest("a/b", reference)
+    assert caught.value.reason == "ManifestInvalid"
+    assert digest in caught.value.message
+
+
+def test_a_manifest_of_more_than_4_mib_is_not_read_to_its_end(web: RealHttpServer) -> None:
+    web.serve("/v2/a/b/manifests/1.0.0", b" " * (4 * 1024 * 1024 + 1))
+    with fake(web) as client, pytest.raises(Stalling, match="exceeds 4 MiB"):
+        client.get_manifest("a/b", "1.0.0")
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["", "A/b", "a//b", "/a", "a/", "a/../b", "a b", "a:b", "a@b", "a" * 256, "a?b", "é"])
+def test_names_that_could_become_another_url_are_refused(client: OciRegistry, name: str) -> None:
+    with pytest.raises(Stalling, match="repository name"):
+        client.blob_size(name, "sha256:" + "0" * 64)
+
+
+@pytest.mark.parametrize("reference", ["", "-a", "a/b", "a b", "sha256:abc", "a" * 129, "../x", "a?b"])
+def test_references_are_tags_or_digests(client: OciRegistry, repository: str, reference: str) -> None:
+    with pytest.raises(Stalling, match="neither a tag nor a sha256 digest"):
+        client.get_manifest(repository, reference)
+
+
+@pytest.mark.parametrize("host", ["", "https://x", "a/b", "user@host", "a b", "a:b:c", "a:123456", "-a"])
+def test_hosts_have_no_scheme_path_or_credentials(host: str) -> None:
+    with pytest.raises(Stalling) as caught:
+        OciRegistry(RegistrySettings(host))
+    assert caught.value.reason == "RegistryInvalid"
+
+
+def test_a_dotted_first_segment_is_no_host(client: OciRegistry) -> None:
+    digest = "sha256:" + "0" * 64
+    assert client.blob_url("my.team/agent", digest) == f"http://{client.host}/v2/my.team/agent/blobs/{digest}"
+    assert client.reference("my.team/agent", digest) == f"{client.host}/my.team/agent@{digest}"
+    blob = client.push_bytes("my.team/agent", b"x")
+    assert client.blob_size("my.team/agent", blob.digest) == 1
+
+
+# Failures
+
+
+def fake(web: RealHttpServer, **settings: Any) -> OciRegistry:
+    return OciRegistry(RegistrySettings(f"127.0.0.1:{web.port}", plain_http=True, resume_delays=(), **settings))
+
+
+def test_a_registry_that_is_down_is_named_with_what_was_tried() -> None:
+    port = free_port()
+    with (
+        OciRegistry(RegistrySettings(f"127.0.0.1:{port}", plain_http=True)) as client,
+        pytest.raises(Transient) as caught,
+    ):
+        client.push_stream("team/agent", pieces(10))
+    assert caught.value.reason == "RegistryUnavailable"
+    assert caught.value.message == (
+        f"registry 127.0.0.1:{port} is not available while uploading to team/agent: the connection was refused"
+    )
+
+
+def test_a_name_that_does_not_resolve() -> None:
+    with OciRegistry(RegistrySettings("registry.invalid")) as client, pytest.raises(Transient) as caught:
+        client.check()
+    assert "its name cannot be resolved" in caught.value.message
+
+
+def test_plain_http_where_tls_was_expected(shared_registry: RealRegistry) -> None:
+    with OciRegistry(RegistrySettings(shared_registry.host)) as client, pytest.raises(Transient) as caught:
+        client.check()
+    assert "TLS could not be established" in caught.value.message
+
+
+def test_a_registry_that_hangs_is_given_up_after_the_read_timeout(registry: RealRegistry) -> None:
+    with registry.client(read_timeout=0.3) as client:
+        registry.freeze()
+        started = time.monotonic()
+        with pytest.raises(Transient, match="it stopped answering"):
+            client.check()
+        assert time.monotonic() - started < 3
+        registry.thaw()
+        client.check()
+
+
+def test_a_registry_that_hangs_in_the_middle_of_an_upload_is_given_up(registry: RealRegistry) -> None:
+    def freezing() -> Iterator[bytes]:
+        yield from pieces(1_000_000)
+        registry.freeze()
+        for _ in range(200):  # more than the sockets' buffers take
+            yield bytes(1_000_000)
+
+    with registry.client(read_timeout=0.5, connect_timeout=0.5) as client:
+        with pytest.raises(Transient) as caught:
+            client.push_stream("a/b", freezing())
+        assert caught.value.reason == "RegistryUnavailable"
+        registry.thaw()
+        client.push_stream("a/b", pieces(100))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_in_the_middle_of_a_push_leaves_nothing_visible_and_can_be_repeated(
+    registry: RealRegistry, seed: int
+) -> None:
+    moment = random.Random(seed).randint(0, 20_000_000)  # noqa: S311
+
+    def killing() -> Iterator[bytes]:
+        sent = 0
+        for piece in pieces(20_000_000):
+            if sent <= moment < sent + len(piece):
+                threading.Thread(target=registry.kill).start()
+            sent += len(piece)
+            yield piece
+        time.sleep(0.2)
+
+    with registry.client() as client:
+        with pytest.raises(Transient) as caught:
+            client.push_stream("a/b", killing())
+        assert caught.value.reason == "RegistryUnavailable"
+    while registry._process is not None:
+        time.sleep(0.01)
+    assert registry.blobs() == []
+    assert registry.tags("a/b") == []
+    registry.start()
+    with registry.client() as client:
+        blob = client.push_stream("a/b", pieces(20_000_000))
+        assert sha256_of(read(client, "a/b", blob.digest)) == sha256_of(b"".join(pieces(20_000_000)))
+
+
+def test_throttling_says_how_long(web: RealHttpServer) -> None:
+    web.serve("/v2/", b"", status=429, Retry_After="17")
+    with fake(web) as client, pytest.raises(Transient) as caught:
+        client.check()
+    assert caught.value.reason == "RegistryThrottled"
+    assert caught.value.retry_after == 17
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "reason"),
+    [
+        (500, Transient, "RegistryUnavailable"),
+        (503, Transient, "RegistryUnavailable"),
+        (401, Stalling, "RegistryDenied"),
+        (403, Stalling, "RegistryDenied"),
+        (400, Stalling, "RegistryRefused"),
+    ],
+)
+def test_statuses_say_what_has_to_happen_next(
+    web: RealHttpServer, status: int, kind: type[OutriderError], reason: str
+) -> None:
+    body = json.dumps({"errors": [{"code": "DENIED", "message": "not\nyou"}]}).encode()
+    web.serve("/v2/", body, status=status)
+    with fake(web) as client, pytest.raises(kind) as caught:
+        client.check()
+    assert caught.value.reason == reason
+    assert "(DENIED: not you)" in caught.value.message
+
+
+def test_a_registry_that_redirects_in_circles(web: RealHttpServer) -> None:
+    web.redirect("/v2/", "/v2/")
+    with fake(web) as client, pytest.raises(Transient, match="redirects in circles"):
+        client.check()
+
+
+def test_a_registry_without_deletion_says_how_to_switch_it_on(tmp_path: Path) -> None:
+    with running_registry(tmp_path / "registry", deletable=False) as registry, registry.client() as client:
+        blob = client.push_bytes("a/b", b"x")
+        with pytest.raises(Stalling, match=r"storage\.delete\.enabled") as caught:
+            client.delete_blob("a/b", blob.digest)
+    assert caught.value.reason == "DeleteUnsupported"
+
+
+# Credentials
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Iterator[TokenService]:
+    service = TokenService(tmp_path / "tokens")
+    yield service
+    service.server.stop()
+
+
+@pytest.fixture
+def token_registry(tmp_path: Path, tokens: TokenService) -> Iterator[RealRegistry]:
+    with running_registry(tmp_path / "registry", tokens.registry_auth) as registry:
+        yield registry
+
+
+def test_tokens_are_fetched_per_repository_and_used_again(token_registry: RealRegistry, tokens: TokenService) -> None:
+    with token_registry.client(username=USERNAME, password=PASSWORD) as client:
+        for repository in ("team/a", "team/b"):
+            blob = client.push_stream(repository, pieces(2_000_000))
+            assert client.blob_size(repository, blob.digest) == 2_000_000
+            assert len(read(client, repository, blob.digest)) == 2_000_000
+    assert {scope.split(":")[1] for scope in tokens.issued} == {"team/a", "team/b"}
+    assert len(tokens.issued) <= 4
+
+
+def test_an_expired_token_is_replaced(token_registry: RealRegistry, tokens: TokenService) -> None:
+    tokens.lifetime = -58
+    with token_registry.client(username=USERNAME, password=PASSWORD) as client:
+        blob = client.push_stream("team/a", pieces(1000))
+        before = len(tokens.issued)
+        time.sleep(3)
+        assert client.blob_size("team/a", blob.digest) == 1000
+        assert len(tokens.issued) > before
+
+
+def test_a_token_that_expires_during_an_upload_is_replaced_for_the_commit(
+    token_registry: RealRegistry, tokens: TokenService
+) -> None:
+    tokens.lifetime = -58
+
+    def slow() -> Iterator[bytes]:
+        yield b"a" * 100_000
+        time.sleep(3)
+        yield b"b"
+
+    with token_registry.client(username=USERNAME, password=PASSWORD) as client:
+        blob = client.push_stream("team/a", slow())
+        assert client.blob_size("team/a", blob.digest) == 100_001
+
+
+def test_wrong_credentials_are_a_stop_and_are_not_echoed(token_registry: RealRegistry) -> None:
+    with token_registry.client(username=USERNAME, password="wrong-secret") as client:
+        with pytest.raises(Stalling) as caught:
+            client.push_stream("team/a", pieces(10))
+        assert caught.value.reason == "RegistryDenied"
+        assert "wrong-secret" not in caught.value.message + repr(client.settings)
+
+
+def test_without_credentials_access_is_denied(token_registry: RealRegistry) -> None:
+    with token_registry.client() as client, pytest.raises(Stalling) as caught:
+        client.blob_size("team/a", "sha256:" + "0" * 64)
+    assert caught.value.reason == "RegistryDenied"
+
+
+def test_a_token_service_that_is_down_makes_the_registry_unavailable(
+    token_registry: RealRegistry, tokens: TokenService
+) -> None:
+    tokens.server.serve("/token", b"", status=503, Retry_After="9")
+    with token_registry.client(username=USERNAME, password=PASSWORD) as client, pytest.raises(Transient) as caught:
+        client.check()
+    assert (caught.value.reason, caught.value.retry_after) == ("RegistryUnavailable", 9)
+
+
+def test_basic_authentication(tmp_path: Path) -> None:
+    (tmp_path / "htpasswd").write_text(f"{USERNAME}:{BCRYPT}\n")
+    auth = {"htpasswd": {"realm": "test", "path": str(tmp_path / "htpasswd")}}
+    with running_registry(tmp_path / "registry", auth) as registry:
+        with registry.client(username=USERNAME, password=PASSWORD) as client:
+            client.check()
+            assert client.push_stream("a/b", pieces(100)).size == 100
+        with registry.client(username=USERNAME, password="wrong") as client, pytest.raises(Stalling) as caught:
+            client.check()
+        assert caught.value.reason == "RegistryDenied"
+
+
+def test_credentials_are_not_sent_to_a_foreign_realm_without_tls(web: RealHttpServer) -> None:
+    web.serve("/v2/", b"", status=401, WWW_Authenticate='Bearer realm="http://127.0.0.2:1/token",service="s"')
+    with fake(web, username=USERNAME, password=PASSWORD) as client, pytest.raises(Stalling) as caught:
+        client.check()
+    assert caught.value.reason == "RegistryDenied"
+    assert "token service" in caught.value.message
+
+
+def test_no_authorization_follows_a_redirect_to_another_host(web: RealHttpServer, tmp_path: Path) -> None:
+    storage = RealHttpServer()
+    try:
+        data = b"the blob"
+        digest = "sha256:" + sha256_of(data)
+        path = f"/v2/a/b/blobs/{digest}"
+        storage.serve("/elsewhere", data)
+        web.serve(path, b"", status=401, WWW_Authenticate='Basic realm="x"')
+        redirecting = RealHttpServer.redirect
+
+        def once(request: Any) -> None:
+            redirecting(web, path, storage.url + "/elsewhere", 307)
+            challenge(request)
+
+        web.redirect("/unused", "/")
+        challenge = web.handlers[path]
+        web.handlers[path] = once
+        with fake(web, username=USERNAME, password=PASSWORD) as client:
+            assert read(client, "a/b", digest) == data
+        assert [("Authorization" in headers) for _, headers in web.requests] == [False, True]
+        assert [("Authorization" in headers) for _, headers in storage.requests] == [False]
+    finally:
+        storage.stop()
+
+
+def test_no_netrc_no_cookies(web: RealHttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", os.fspath(netrc))
+    web.serve("/v2/", b"{}", Set_Cookie="a=b")
+    with fake(web) as client:
+        client.check()
+        client.check()
+    assert all("Authorization" not in headers and "Cookie" not in headers for _, headers in web.requests)

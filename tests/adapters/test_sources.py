@@ -1,0 +1,380 @@
+"""Sources against a real web server that does everything wrong that a web server can."""
+
+import contextlib
+import http.server
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.realservers import RealHttpServer, free_port
+from outrider.adapters.sources import SourceLimits, check_url, from_bytes, open_http, shown_url
+from outrider.adapters.transport import retry_after
+from outrider.api.errors import OutriderError, Stalling, Transient
+
+Request = http.server.BaseHTTPRequestHandler
+
+
+def read(url: str, **limits: Any) -> bytes:
+    with open_http(url, limits=SourceLimits(**limits)) as source:
+        return b"".join(source.chunks)
+
+
+def failure(url: str, **limits: Any) -> OutriderError:
+    with pytest.raises(OutriderError) as caught:
+        read(url, **limits)
+    return caught.value
+
+
+def handle(web: RealHttpServer, path: str, handler: Callable[[Request], None]) -> str:
+    web.handlers[path] = handler
+    return web.url + path
+
+
+def test_a_file_is_read_and_its_size_known(web: RealHttpServer) -> None:
+    body = bytes(range(256)) * 5000
+    with open_http(web.serve("/file", body) + "?token=abc") as source:
+        assert source.declared_size == len(body)
+        assert source.name == f"{web.url}/file?…"
+        assert source.remark == ""
+        assert b"".join(source.chunks) == body
+    assert web.requests[0][1]["Accept-Encoding"] == "identity"
+
+
+def test_an_empty_file(web: RealHttpServer) -> None:
+    assert read(web.serve("/file", b"")) == b""
+
+
+def test_a_file_without_a_promised_size(web: RealHttpServer) -> None:
+    def chunked(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        for part in (b"one", b"two" * 100_000):
+            request.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+        request.wfile.write(b"0\r\n\r\n")
+
+    with open_http(handle(web, "/file", chunked)) as source:
+        assert source.declared_size is None
+        assert b"".join(source.chunks) == b"one" + b"two" * 100_000
+
+
+def test_compressed_and_web_pages_are_stored_as_sent_with_a_remark(web: RealHttpServer) -> None:
+    with open_http(web.serve("/a", b"\x1f\x8b not really", Content_Encoding="gzip")) as source:
+        assert "Content-Encoding" in source.remark
+        assert b"".join(source.chunks) == b"\x1f\x8b not really"
+    with open_http(web.serve("/b", b"<html>", Content_Type="text/html; charset=utf-8")) as source:
+        assert "web page" in source.remark
+
+
+# Redirects
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(web: RealHttpServer, status: int) -> None:
+    web.serve("/file", b"content")
+    assert read(web.redirect("/start", "/file", status)) == b"content"
+
+
+def test_five_redirects_are_followed_and_six_are_not(web: RealHttpServer) -> None:
+    for hop in range(6):
+        web.redirect(f"/{hop}", f"/{hop + 1}")
+    web.serve("/6", b"content")
+    assert read(web.url + "/1") == b"content"
+    error = failure(web.url + "/0")
+    assert (type(error), error.reason) == (Stalling, "RedirectLoop")
+    assert "more than 5 times" in error.message
+
+
+def test_a_loop_is_named(web: RealHttpServer) -> None:
+    web.redirect("/a", "/b")
+    error = failure(web.redirect("/b", "/a"))
+    assert (type(error), error.reason) == (Stalling, "RedirectLoop")
+    assert error.message == f"{web.url}/b redirects in a circle (back to {web.url}/b); name the URL of the file itself"
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("ftp://example.org/x", "UrlInvalid"),
+        ("file:///etc/passwd", "UrlInvalid"),
+        ("http://user:hunter2@127.0.0.1/x", "UrlInvalid"),
+        ("http://10.0.0.1/x", "UrlInvalid"),
+        ("http://[::1", "RedirectLoop"),
+        ("", "RedirectLoop"),
+    ],
+)
+def test_every_hop_is_checked(web: RealHttpServer, target: str, reason: str) -> None:
+    error = failure(web.redirect("/start", target), allowed_hosts=("127.0.0.*",))
+    assert (type(error), error.reason) == (Stalling, reason)
+    assert "hunter2" not in error.message
+
+
+def test_the_body_of_a_redirect_is_not_read(web: RealHttpServer) -> None:
+    def endless(request: Request) -> None:
+        request.send_response(302)
+        request.send_header("Location", "/file")
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        while not web.closing.is_set():
+            request.wfile.write(b"ffff\r\n" + bytes(0xFFFF) + b"\r\n")
+
+    web.serve("/file", b"content")
+    assert read(handle(web, "/start", endless)) == b"content"
+
+
+# Bad answers
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "reason"),
+    [
+        (404, Stalling, "SourceNotFound"),
+        (410, Stalling, "SourceNotFound"),
+        (401, Stalling, "SourceDenied"),
+        (403, Stalling, "SourceDenied"),
+        (400, Stalling, "SourceRefused"),
+        (204, Stalling, "SourceRefused"),
+        (206, Stalling, "SourceRefused"),
+        (429, Transient, "SourceUnreachable"),
+        (500, Transient, "SourceUnreachable"),
+        (503, Transient, "SourceUnreachable"),
+    ],
+)
+def test_statuses_say_what_has_to_happen_next(web: RealHttpServer, status: int, kind: type, reason: str) -> None:
+    error = failure(web.serve("/file", b"", status=status) + "?secret=hunter2")
+    assert (type(error), error.reason) == (kind, reason)
+    assert str(status) in error.message
+    assert f"{web.url}/file" in error.message
+    assert "hunter2" not in error.message
+
+
+def test_retry_after_is_passed_on(web: RealHttpServer) -> None:
+    error = failure(web.serve("/file", b"", status=503, Retry_After="42"))
+    assert isinstance(error, Transient)
+    assert error.retry_after == 42
+
+
+def test_a_file_that_ends_early(web: RealHttpServer) -> None:
+    def truncated(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "1000000")
+        request.end_headers()
+        request.wfile.write(b"x" * 400_000)
+        request.close_connection = True
+
+    error = failure(handle(web, "/file", truncated))
+    assert (type(error), error.reason) == (Transient, "SourceTruncated")
+    assert error.message == f"{web.url}/file ended after 400000 of 1000000 bytes; it will be tried again"
+
+
+def test_a_chunked_file_that_ends_early(web: RealHttpServer) -> None:
+    def truncated(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        request.wfile.write(b"5\r\nhello\r\nff\r\nworld")
+        request.close_connection = True
+
+    error = failure(handle(web, "/file", truncated))
+    assert (type(error), error.reason) == (Transient, "SourceTruncated")
+
+
+def test_a_file_that_says_it_is_too_large_is_not_read(web: RealHttpServer) -> None:
+    error = failure(web.serve("/file", b"x" * 1001), max_bytes=1000)
+    assert (type(error), error.reason) == (Stalling, "SourceTooLarge")
+    assert "announces 1001 bytes, and the operator's settings allow 1000 bytes" in error.message
+
+
+def test_a_file_that_never_ends_is_cut_off_at_the_limit(web: RealHttpServer) -> None:
+    def endless(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        while not web.closing.is_set():
+            request.wfile.write(b"ffff\r\n" + bytes(0xFFFF) + b"\r\n")
+
+    error = failure(handle(web, "/file", endless), max_bytes=10_000_000)
+    assert (type(error), error.reason) == (Stalling, "SourceTooLarge")
+
+
+def test_what_a_server_sends_beyond_its_own_promise_is_not_taken_in(web: RealHttpServer) -> None:
+    def more(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "5")
+        request.end_headers()
+        request.wfile.write(b"hello and much more")
+        request.close_connection = True
+
+    assert read(handle(web, "/file", more)) == b"hello"
+
+
+def test_silence_is_given_up(web: RealHttpServer) -> None:
+    def silent(request: Request) -> None:
+        web.closing.wait(10)
+
+    error = failure(handle(web, "/file", silent), read_timeout=0.2)
+    assert (type(error), error.reason) == (Transient, "SourceUnreachable")
+    assert "it stopped answering" in error.message
+
+
+def trickle(web: RealHttpServer) -> str:
+    def handler(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "1000")
+        request.end_headers()
+        while not web.closing.wait(0.05):
+            request.wfile.write(b"x")
+
+    return handle(web, "/trickle", handler)
+
+
+def test_a_trickle_is_given_up_at_the_deadline(web: RealHttpServer) -> None:
+    started = time.monotonic()
+    error = failure(trickle(web), total_timeout=0.5)
+    assert time.monotonic() - started < 3
+    assert (type(error), error.reason) == (Transient, "SourceUnreachable")
+    assert "of 1000 bytes in" in error.message
+
+
+def test_reading_stops_soon_after_it_is_cancelled_even_in_a_trickle(web: RealHttpServer) -> None:
+    started = time.monotonic()
+    source = open_http(trickle(web), cancelled=lambda: time.monotonic() - started > 0.3)
+    with source, pytest.raises(Transient) as caught:
+        list(source.chunks)
+    assert caught.value.reason == "Cancelled"
+    assert time.monotonic() - started < 2
+
+
+def test_nobody_there() -> None:
+    error = failure(f"http://127.0.0.1:{free_port()}/file")
+    assert (type(error), error.reason) == (Transient, "SourceUnreachable")
+    assert "the connection was refused" in error.message
+
+
+def test_a_name_that_does_not_resolve() -> None:
+    error = failure("http://no-such-host.invalid/file")
+    assert (type(error), error.reason) == (Transient, "SourceUnreachable")
+    assert "its name cannot be resolved" in error.message
+
+
+def test_reading_holds_little(web: RealHttpServer) -> None:
+    url = web.serve("/file", bytes(50_000_000))
+    tracemalloc.start()
+    try:
+        with open_http(url) as source:
+            assert sum(map(len, source.chunks)) == 50_000_000
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org/file",
+        "https://example.org:8443/a/b?c=d#e",
+        "http://[2001:db8::1]:8080/file",
+        "HTTP://EXAMPLE.org/file",
+        "http://127.0.0.1/",
+    ],
+)
+def test_good_urls(url: str) -> None:
+    check_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("", "scheme"),
+        ("example.org/file", "scheme"),
+        ("ftp://example.org/file", "scheme"),
+        ("file:///etc/passwd", "scheme"),
+        ("http:///file", "host"),
+        ("http://user:hunter2@example.org/file", "credentials"),
+        ("http://hunter2@example.org/file", "credentials"),
+        ("http://@example.org/", "credentials"),
+        ("http://example.org:hunter2/", "parsed"),
+        ("http://example.org:99999/", "parsed"),
+        ("http://example.org\\@evil.org/", "backslash"),
+        ("http://example.org/a b", "space"),
+        ("http://example.org/\r\nX: y", "space"),
+        ("http://exam\u200bple.org/", "control"),
+        ("http://[::1/", "parsed"),
+    ],
+)
+def test_bad_urls(url: str, text: str) -> None:
+    with pytest.raises(Stalling) as caught:
+        check_url(url)
+    assert caught.value.reason == "UrlInvalid"
+    assert text in caught.value.message
+    assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("http://files.example.org/x", True),
+        ("http://FILES.example.org:81/x", True),
+        ("http://example.org.evil.org/x", False),
+        ("http://example.org/x", False),
+        ("http://127.0.0.1/x", False),
+        ("http://files.example.org.:80/x", False),
+    ],
+)
+def test_only_allowed_hosts(url: str, *, allowed: bool) -> None:
+    if allowed:
+        check_url(url, ("*.example.org",))
+        return
+    with pytest.raises(Stalling, match="not among the hosts"):
+        check_url(url, ("*.example.org",))
+
+
+@given(st.text() | st.from_regex(r"https?://[^/]*(/.*)?", fullmatch=True))
+def test_garbage_as_url_never_escapes_as_a_foreign_exception(url: str) -> None:
+    shown_url(url)
+    with contextlib.suppress(Stalling):
+        check_url(url, ("example.org",))
+
+
+def test_what_is_shown_of_a_url_holds_no_secret() -> None:
+    assert shown_url("https://user:hunter2@example.org:1/a?token=hunter2#hunter2") == "https://example.org:1/a?…"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("5", 5),
+        (" 5 ", 5),
+        ("0", 0),
+        ("99999999999999999999", 3600),
+        ("-5", None),
+        ("soon", None),
+        ("", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("Wed, 21 Oct 2215 07:28:00 GMT", 3600),
+        ("Wed, 99 Oct 2215 07:28:00 GMT", None),
+        ("²", None),
+    ],
+)
+def test_retry_after(value: str, seconds: float | None) -> None:
+    assert retry_after({"Retry-After": value}) == seconds
+
+
+# Bytes that were read already
+
+
+def test_bytes() -> None:
+    with from_bytes("configmap/scripts:hook.sh", b"#!/bin/sh") as source:
+        assert (source.name, source.declared_size) == ("configmap/scripts:hook.sh", 9)
+        assert b"".join(source.chunks) == b"#!/bin/sh"
+    with pytest.raises(Stalling) as caught:
+        from_bytes("configmap/scripts:hook.sh", b"123", limits=SourceLimits(max_bytes=2))
+    assert caught.value.reason == "SourceTooLarge"
