@@ -61,6 +61,9 @@ OUTRIDER_REGISTRY_PREFIX: {{ . | quote }}
 {{- if .Values.registry.plainHTTP }}
 OUTRIDER_REGISTRY_PLAIN_HTTP: "true"
 {{- end }}
+{{- if .Values.registry.caConfigMap }}
+OUTRIDER_REGISTRY_CA_FILE: /etc/outrider/registry-ca/ca.crt
+{{- end }}
 {{- with .Values.registry.nodeHost }}
 OUTRIDER_NODE_REGISTRY: {{ . | quote }}
 {{- end }}
