@@ -298,6 +298,8 @@ class RunRecord(ApiModel):
     """Nodes that failed."""
     skipped: int = 0
     """Nodes that it left out."""
+    message: Annotated[str, Field(max_length=512)] = ""
+    """Why it ended so, if it did not complete."""
 
 
 class Revisions(ApiModel):

@@ -217,8 +217,8 @@ def decide_failure(work: Work) -> None:
     if work.spec_paused:
         return  # the rollback is a move too: it waits for the pause to end
     work.say("Warning", "RollingBack", f"Run {run.id} to {run.version} failed: {verdict}. Taking back what it moved")
-    _end_run(work, "RolledBack")
-    _start_run(work, kind="Rollback", version=run.version, revision=run.revision, of_run=run.id, message=verdict)
+    _end_run(work, "RolledBack", verdict)
+    _start_run(work, kind="Rollback", version=run.version, revision=run.revision, of_run=run.id)
     work.ended = True
 
 
@@ -243,7 +243,8 @@ def supersede(work: Work) -> None:
                 "RunSuperseded",
                 f"Run {run.id} to {run.version} ends unfinished: the Rollout now wants {seen.spec.version}",
             )
-        _end_run(work, ended)
+        superseded = f"the Rollout wants {seen.spec.version} since" if ended == "Superseded" else ""
+        _end_run(work, ended, superseded)
     _start_run(work, kind="Rollout", version=seen.spec.version, revision=seen.wanted)
     work.ended = True
 
@@ -802,9 +803,7 @@ def _create_batch(work: Work, nodes: Iterable[Node], *, step: int, to: Callable[
     work.gate = f"batch {number} starts"
 
 
-def _start_run(
-    work: Work, *, kind: RunKind, version: str, revision: str, of_run: int | None = None, message: str = ""
-) -> None:
+def _start_run(work: Work, *, kind: RunKind, version: str, revision: str, of_run: int | None = None) -> None:
     seen = work.seen
     last = max([record.id for record in work.history], default=0)
     work.run = RunStatus(
@@ -818,7 +817,6 @@ def _start_run(
         started_at=seen.now,
         started_by=seen.started_by if kind == "Rollout" else "outrider",
         nodes=len(seen.members),
-        message=message,
     )
     work.urgent_status = True
     if kind == "Rollout":
@@ -826,14 +824,27 @@ def _start_run(
 
 
 def _finish(work: Work, state: RunState) -> None:
-    work.update_run(state=state, finished_at=work.seen.now)
+    work.update_run(state=state, finished_at=work.seen.now, message="")
     work.urgent_status = True
 
 
-def _end_run(work: Work, result: RunState) -> None:
-    """Put the present run into the history."""
+def _end_run(work: Work, result: RunState, message: str) -> None:
+    """Put the present run into the history, and close what is open of its records."""
     run = work.run
     assert run is not None  # noqa: S101 - callers have a run
+    for batch in work.run_batches():
+        results = work.results[batch.name]
+        for name, before in results.items():
+            if before.state == "Returning":
+                results[name] = before.model_copy(update={"state": "Failed"})
+            elif before.state not in RESULTS:
+                note = "the run ended before the node was touched"
+                if before.state != "Pending":
+                    note = f"the run ended while the node was on its way ({before.state})"
+                results[name] = _result(work, before, "Skipped", "RunEnded", note)
+        if work.finished[batch.name] is None:
+            work.finished[batch.name] = work.seen.now
+            work.urgent_batches.add(batch.name)
     states = [result.state for _, _, result in work.entries()]
     work.history.insert(
         0,
@@ -849,6 +860,7 @@ def _end_run(work: Work, result: RunState) -> None:
             healthy=sum(state == "Succeeded" for state in states),
             failed=sum(state in FAILED for state in states),
             skipped=sum(state == "Skipped" for state in states),
+            message=message[:512],
         ),
     )
 

@@ -35,7 +35,7 @@ def build_status(
     updated = sum(seen.nodes[name].labels.get(seen.assignment_key) == seen.wanted for name in seen.members)
     if run is not None:
         run = _count(seen, run, results, updated, gate)
-    phase, findings = _judge(seen, run, updated, gate)
+    phase, findings = _judge(seen, run, updated, gate, history)
     return RolloutStatus(
         observed_generation=seen.generation,
         phase=phase,
@@ -95,7 +95,13 @@ def _batches_left(seen: RolloutSnapshot, run: RunStatus, untouched: int, *, dire
     return count + max(0, -(-left // size))
 
 
-def _judge(seen: RolloutSnapshot, run: RunStatus | None, updated: int, gate: str) -> tuple[str, list[Finding]]:
+def _count_nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def _judge(
+    seen: RolloutSnapshot, run: RunStatus | None, updated: int, gate: str, history: Sequence[RunRecord]
+) -> tuple[str, list[Finding]]:
     """Return the phase and the conditions: Ready always, the others while they have something to say."""
     total = len(seen.members)
     progress = f"{updated} of {total} nodes run {seen.spec.version}"
@@ -122,9 +128,10 @@ def _judge(seen: RolloutSnapshot, run: RunStatus | None, updated: int, gate: str
         phase = conclude("RollingBack", False, "RollingBack", message, stalled=False, busy=True)
     elif holds_after_rollback:
         assert run is not None  # noqa: S101 - said by the condition above
+        why = next((record.message for record in history if record.id == run.of_run), "")
         message = (
-            f"run {run.of_run} to {run.version} failed and was taken back by run {run.id} ({run.healthy} nodes back, "
-            f"{run.failed} failed). Change spec.version or spec.template to go on"
+            f"run {run.of_run} to {run.version} failed: {why or 'too many nodes failed'}. Run {run.id} took it back: "
+            f"{_count_nodes(run.healthy)} back, {run.failed} failed. Change spec.version or spec.template to go on"
         )
         findings.append(Finding("RolledBack", "True", "FailureToleranceExceeded", message))
         phase = conclude("RolledBack", False, "RolledBack", message, stalled=True, busy=False)
