@@ -22,7 +22,7 @@ def free_port(host: str, taken: Iterable[int] = ()) -> int:
     """Return a port nobody listens on, below the range that outgoing connections use."""
     unusable = set(taken)
     for _ in range(200):
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(20_000, 32_000)  # noqa: S311 - not a secret
         if port in unusable:
             continue
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -86,9 +86,7 @@ def _networks_in_use() -> list[ipaddress.IPv4Network]:
         return []
     found: list[ipaddress.IPv4Network] = []
     for command, column in (("-4 -o address show", 3), ("-4 route show table all", None)):
-        output = subprocess.run(
-            [ip, *command.split()], capture_output=True, text=True, check=False
-        ).stdout
+        output = subprocess.run([ip, *command.split()], capture_output=True, text=True, check=False).stdout
         for line in output.splitlines():
             words = line.split()
             if column is not None:

@@ -44,9 +44,7 @@ class ApiClient:
     def _connection(self) -> http.client.HTTPSConnection:
         connection: http.client.HTTPSConnection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, context=self._context, timeout=60
-            )
+            connection = http.client.HTTPSConnection(self._host, self._port, context=self._context, timeout=60)
             self._local.connection = connection
         return connection
 
@@ -60,22 +58,25 @@ class ApiClient:
         """Make one request and return the body as text; raise `ApiError` on 4xx and 5xx."""
         payload = json.dumps(body).encode() if body is not None else None
         headers = {"Content-Type": content_type} if payload is not None else {}
-        # A kept-alive connection that the server closed meanwhile shows only on use: once again.
-        for attempt in (1, 2):
-            connection = self._connection()
-            try:
-                connection.request(method, path, payload, headers)
-                response = connection.getresponse()
-                text = response.read().decode(errors="replace")
-                break
-            except (http.client.HTTPException, ConnectionError):
-                connection.close()
-                self._local.connection = None
-                if attempt == 2:
-                    raise
-        if response.status >= 400:
-            raise ApiError(method, path, response.status, text)
+        try:
+            status, text = self._exchange(method, path, payload, headers)
+        except (http.client.HTTPException, ConnectionError):
+            # A kept-alive connection that the server closed meanwhile shows only on use.
+            status, text = self._exchange(method, path, payload, headers)
+        if status >= 400:
+            raise ApiError(method, path, status, text)
         return text
+
+    def _exchange(self, method: str, path: str, payload: bytes | None, headers: dict[str, str]) -> tuple[int, str]:
+        connection = self._connection()
+        try:
+            connection.request(method, path, payload, headers)
+            response = connection.getresponse()
+            return response.status, response.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            self._local.connection = None
+            raise
 
     def get(self, path: str, **query: str) -> Object:
         """GET an object or a list."""

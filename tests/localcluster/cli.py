@@ -15,7 +15,7 @@ from localcluster import cluster as clusters
 from localcluster import state, toolchain
 from localcluster.cluster import DEFAULT_FAKE_NODES, DEFAULT_NAME, Cluster
 from localcluster.errors import LauncherError
-from localcluster.progress import say
+from localcluster.progress import answer, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,18 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.command(options)
         return code
     except LauncherError as error:
-        print(f"localcluster: error: {error}", file=sys.stderr)
+        sys.stderr.write(f"localcluster: error: {error}\n")
         return 1
     except KeyboardInterrupt:
-        print("localcluster: interrupted", file=sys.stderr)
+        sys.stderr.write("localcluster: interrupted\n")
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="localcluster",
-        description="A real Kubernetes control plane with fake and real nodes on this machine, "
-        "without Docker.",
+        description="A real Kubernetes control plane with fake and real nodes on this machine, without Docker.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     named = argparse.ArgumentParser(add_help=False)
@@ -98,14 +97,12 @@ def _parser() -> argparse.ArgumentParser:
 def _up(options: argparse.Namespace) -> int:
     if options.kubeconfig is not None:
         check_replaceable(options.kubeconfig)
-    cluster = Cluster.up(
-        options.name, options.fake_nodes, options.real_nodes, registry=not options.no_registry
-    )
+    cluster = Cluster.up(options.name, options.fake_nodes, options.real_nodes, registry=not options.no_registry)
     path = cluster.kubeconfig
     if options.kubeconfig is not None:
         export_kubeconfig(cluster, options.kubeconfig)
         path = options.kubeconfig.absolute()
-    print(f"export KUBECONFIG={shlex.quote(str(path))}")
+    answer(f"export KUBECONFIG={shlex.quote(str(path))}")
     return 0
 
 
@@ -115,10 +112,7 @@ def check_replaceable(path: Path) -> None:
         return
     text = path.read_text(errors="replace")
     if '"current-context": "outrider-' not in text:
-        raise LauncherError(
-            f"{path} holds another kubeconfig and is not overwritten; name a file that does "
-            "not exist"
-        )
+        raise LauncherError(f"{path} holds another kubeconfig and is not overwritten; name a file that does not exist")
 
 
 def export_kubeconfig(cluster: Cluster, path: Path) -> None:
@@ -143,20 +137,14 @@ def _status(options: argparse.Namespace) -> int:
     if known is None:
         raise LauncherError(f"there is no cluster {options.name!r}")
     rows = [("PROCESS", "PID", "PORT", "STATE", "LOG")]
-    for process in known.processes.values():
-        rows.append(
-            (
-                process.name,
-                str(process.pid),
-                str(process.port or "-"),
-                "running" if process.alive() else "ended",
-                process.log,
-            )
-        )
+    rows += [
+        (one.name, str(one.pid), str(one.port or "-"), "running" if one.alive() else "ended", one.log)
+        for one in known.processes.values()
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[4]]))
+        answer("  ".join([*cells, row[4]]))
     return 0 if known.healthy() else 1
 
 
@@ -172,7 +160,7 @@ def _env(options: argparse.Namespace) -> int:
     if cluster.has_registry:
         values["REGISTRY"] = cluster.registry
     for key, value in values.items():
-        print(f"export {key}={shlex.quote(value)}")
+        answer(f"export {key}={shlex.quote(value)}")
     return 0
 
 
@@ -218,11 +206,11 @@ def _load_image(options: argparse.Namespace) -> int:
 
 
 def _tool(options: argparse.Namespace) -> int:
-    print(toolchain.tool(options.tool))
+    answer(str(toolchain.tool(options.tool)))
     return 0
 
 
 def _kubectl(options: argparse.Namespace) -> int:
     cluster = Cluster.attach(options.name)
     os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
-    os.execv(cluster.kubectl, [str(cluster.kubectl), *options.arguments])
+    os.execv(cluster.kubectl, [str(cluster.kubectl), *options.arguments])  # noqa: S606 - no shell is the point

@@ -207,7 +207,12 @@ class Cluster:
         """The kubectl of the cluster's version."""
         return toolchain.tool("kubectl")
 
-    def kubectl_run(self, *arguments: str, input: str | None = None, check: bool = True) -> str:
+    def kubectl_run(
+        self,
+        *arguments: str,
+        input: str | None = None,  # noqa: A002 - as subprocess.run names it
+        check: bool = True,
+    ) -> str:
         """Run kubectl as administrator and return its stdout; a failure raises with its stderr."""
         result = subprocess.run(
             [str(self.kubectl), *arguments],
@@ -225,9 +230,7 @@ class Cluster:
         """The API server's own metrics."""
         return self.client().raw("GET", "/metrics")
 
-    def kubeconfig_for_service_account(
-        self, namespace: str, name: str, seconds: int = 86_400
-    ) -> Path:
+    def kubeconfig_for_service_account(self, namespace: str, name: str, seconds: int = 86_400) -> Path:
         """A kubeconfig with a fresh token of that ServiceAccount and no other right."""
         answer = self.client().create(
             f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token",
@@ -239,9 +242,7 @@ class Cluster:
         )
         path = self.directory / "kubeconfigs" / f"serviceaccount-{namespace}-{name}.kubeconfig"
         token = answer["status"]["token"]
-        kubeconfig.write(
-            path, kubeconfig.with_token(self.name, self.server_url, self.ca_file, token, namespace)
-        )
+        kubeconfig.write(path, kubeconfig.with_token(self.name, self.server_url, self.ca_file, token, namespace))
         return path
 
     # --- registry and images ----------------------------------------------------------------
@@ -306,7 +307,7 @@ def _lock(name: str) -> AbstractContextManager[None]:
 
 def _start(known: state.State, fake: int, real: int, with_registry: bool) -> Cluster:
     started = time.monotonic()
-    names = toolchain.CONTROL_PLANE_TOOLS
+    names: tuple[str, ...] = toolchain.CONTROL_PLANE_TOOLS
     if with_registry:
         names += toolchain.REGISTRY_TOOLS
     if real:
@@ -333,9 +334,7 @@ def _start(known: state.State, fake: int, real: int, with_registry: bool) -> Clu
     cluster = Cluster(known)
     kubeconfig.write(
         cluster.kubeconfig,
-        kubeconfig.with_certificate(
-            f"outrider-{known.name}", cluster.server_url, cluster.ca_file, plane.admin
-        ),
+        kubeconfig.with_certificate(f"outrider-{known.name}", cluster.server_url, cluster.ca_file, plane.admin),
     )
     if fake:
         cluster.add_fake_nodes(fake)
@@ -353,9 +352,7 @@ def _choose_addresses(known: state.State, real: int, with_registry: bool) -> Non
     ports = {port for other in others for port in (other.port, other.registry_port) if port}
     if real:
         # Held while the bridge is not there yet: two starts at once must not choose the same.
-        network = free_network(
-            {other.network for other in others if other.network is not None}
-        )
+        network = free_network({other.network for other in others if other.network is not None})
         known.network = network.second
         known.host = known.advertised = network.gateway
         known.services = network.services

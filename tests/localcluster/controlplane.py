@@ -131,9 +131,7 @@ class ControlPlane:
             "apiserver",
             "kube-apiserver",
             hosts=[
-                *dict.fromkeys(
-                    [LOOPBACK, endpoint.host, endpoint.advertised, endpoint.kubernetes_service]
-                ),
+                *dict.fromkeys([LOOPBACK, endpoint.host, endpoint.advertised, endpoint.kubernetes_service]),
                 "localhost",
                 "kubernetes",
                 "kubernetes.default",
@@ -201,8 +199,7 @@ class ControlPlane:
         while time.monotonic() < deadline:
             if not process.alive():
                 raise LauncherError(
-                    f"{process.name} ended while starting; the end of {process.log}:\n"
-                    f"{process.log_tail()}"
+                    f"{process.name} ended while starting; the end of {process.log}:\n{process.log_tail()}"
                 )
             try:
                 client.raw("GET", path)
@@ -212,6 +209,4 @@ class ControlPlane:
             if not announced and time.monotonic() > deadline - _READY_SECONDS + 20:
                 say("the API server takes longer than usual to get ready …")
                 announced = True
-        raise LauncherError(
-            f"the API server was not ready within {_READY_SECONDS:.0f} s; its log is {process.log}"
-        )
+        raise LauncherError(f"the API server was not ready within {_READY_SECONDS:.0f} s; its log is {process.log}")

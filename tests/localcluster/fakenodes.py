@@ -20,9 +20,7 @@ FAKE_SELECTOR = f"{KIND_LABEL}=fake"
 _ZONES = ("zone-a", "zone-b", "zone-c")
 
 
-def start_kwok(
-    directory: Path, binary: Path, kubeconfig: Path, on_start: Callable[[Process], None]
-) -> Process:
+def start_kwok(directory: Path, binary: Path, kubeconfig: Path, on_start: Callable[[Process], None]) -> Process:
     """Start kwok for the nodes with its annotation; it takes its stages from the API server."""
     configuration = directory / "kwok.yaml"
     document = {
@@ -154,9 +152,7 @@ def create(client: ApiClient, nodes: Sequence[Object]) -> None:
 
 def names(client: ApiClient) -> list[str]:
     """Names of the fake nodes there are."""
-    return sorted(
-        node["metadata"]["name"] for node in client.items(NODES, labelSelector=FAKE_SELECTOR)
-    )
+    return sorted(node["metadata"]["name"] for node in client.items(NODES, labelSelector=FAKE_SELECTOR))
 
 
 def unready(client: ApiClient) -> list[str]:

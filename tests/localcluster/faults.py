@@ -49,13 +49,8 @@ class Fault:
         if self.pod_labels:
             query["labelSelector"] = ",".join(f"{k}={v}" for k, v in self.pod_labels.items())
         path = f"/api/v1/namespaces/{self.namespace}/pods" if self.namespace else "/api/v1/pods"
-        wanted = set(self.nodes) if self.nodes is not None else None
-        return [
-            pod
-            for pod in self.client.items(path, **query)
-            if "nodeName" in pod["spec"]
-            and (wanted is None or pod["spec"]["nodeName"] in wanted)
-        ]
+        wanted = set(fakenodes.names(self.client) if self.nodes is None else self.nodes)
+        return [pod for pod in self.client.items(path, **query) if pod["spec"].get("nodeName") in wanted]
 
     def _touch_pods(self, annotation: str) -> None:
         # kwok looks at a pod again only when it changes.

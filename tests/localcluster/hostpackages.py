@@ -51,8 +51,7 @@ def ensure(programs: dict[str, str]) -> None:
     apt = shutil.which("apt-get")
     if os.geteuid() != 0 or apt is None:
         raise LauncherError(
-            f"missing Debian packages: {' '.join(missing)} (installed by itself only as root "
-            "where apt-get exists)"
+            f"missing Debian packages: {' '.join(missing)} (installed by itself only as root where apt-get exists)"
         )
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     install = [apt, "install", "-y", "-qq", "--no-install-recommends", *missing]

@@ -15,6 +15,9 @@ from pathlib import Path
 from localcluster import hostpackages
 from localcluster.errors import LauncherError
 from localcluster.locations import cache_directory
+from localcluster.operatorimage import build_operator_image
+
+__all__ = ["architecture", "build_busybox_image", "build_operator_image"]
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 # Modification time of everything in a layer: the same content is the same digest.
@@ -38,9 +41,7 @@ def build_busybox_image(
 
     Files starting with ``#!`` or an ELF header become executable.
     """
-    contents = {
-        path.lstrip("/"): _content(value) for path, value in sorted((files or {}).items())
-    }
+    contents = {path.lstrip("/"): _content(value) for path, value in sorted((files or {}).items())}
     busybox = _busybox()
     key = hashlib.sha256(busybox)
     key.update(repr((reference, sorted(contents), list(entrypoint), environment)).encode())
@@ -77,12 +78,73 @@ def _has_interpreter(elf: bytes) -> bool:
     return 3 in kinds
 
 
-_APPLETS = (
-    "awk base64 basename cat chmod chown cp cut date dd df dirname du echo env expr false find "
-    "grep gunzip gzip head hostname httpd id kill ln ls md5sum mkdir mktemp mount mv nc nslookup "
-    "od ping ps pwd readlink realpath rm rmdir sed seq sh sha256sum sleep sort stat tail tar tee "
-    "test timeout touch tr true uname uniq vi wc wget which xargs"
-).split()
+_APPLETS = [
+    "awk",
+    "base64",
+    "basename",
+    "cat",
+    "chmod",
+    "chown",
+    "cp",
+    "cut",
+    "date",
+    "dd",
+    "df",
+    "dirname",
+    "du",
+    "echo",
+    "env",
+    "expr",
+    "false",
+    "find",
+    "grep",
+    "gunzip",
+    "gzip",
+    "head",
+    "hostname",
+    "httpd",
+    "id",
+    "kill",
+    "ln",
+    "ls",
+    "md5sum",
+    "mkdir",
+    "mktemp",
+    "mount",
+    "mv",
+    "nc",
+    "nslookup",
+    "od",
+    "ping",
+    "ps",
+    "pwd",
+    "readlink",
+    "realpath",
+    "rm",
+    "rmdir",
+    "sed",
+    "seq",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "stat",
+    "tail",
+    "tar",
+    "tee",
+    "test",
+    "timeout",
+    "touch",
+    "tr",
+    "true",
+    "uname",
+    "uniq",
+    "vi",
+    "wc",
+    "wget",
+    "which",
+    "xargs",
+]
 
 
 def _layer(busybox: bytes, contents: Mapping[str, bytes]) -> bytes:

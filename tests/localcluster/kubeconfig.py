@@ -40,9 +40,7 @@ def _encoded(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def _render(
-    cluster: str, server: str, ca_file: Path, user: dict[str, str], namespace: str | None = None
-) -> str:
+def _render(cluster: str, server: str, ca_file: Path, user: dict[str, str], namespace: str | None = None) -> str:
     context: dict[str, str] = {"cluster": cluster, "user": cluster}
     if namespace is not None:
         context["namespace"] = namespace

@@ -145,6 +145,5 @@ def _signal_group(process: Process, number: signal.Signals) -> None:
         return
     except PermissionError as error:
         raise LauncherError(
-            f"{process.name} (pid {process.pid}) was started by another user; "
-            "run the same command as that user"
+            f"{process.name} (pid {process.pid}) was started by another user; run the same command as that user"
         ) from error

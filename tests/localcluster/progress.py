@@ -14,7 +14,13 @@ _TICK_SECONDS = 15.0
 
 def say(message: str) -> None:
     """Print one line of progress."""
-    print(f"localcluster: {message}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"localcluster: {message}\n")
+    sys.stderr.flush()
+
+
+def answer(line: str) -> None:
+    """Print one line of what was asked for, on stdout."""
+    sys.stdout.write(f"{line}\n")
 
 
 def duration(seconds: float) -> str:

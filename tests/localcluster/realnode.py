@@ -135,9 +135,7 @@ def wait_until_ready(known: State, name: str, client: ApiClient) -> None:
             say(f"real node {name} is ready")
             return
         time.sleep(0.3)
-    raise LauncherError(
-        f"node {name} was not ready within {_READY_SECONDS:.0f} s; kubelet's log is {kubelet.log}"
-    )
+    raise LauncherError(f"node {name} was not ready within {_READY_SECONDS:.0f} s; kubelet's log is {kubelet.log}")
 
 
 def load_image(known: State, name: str, archive: Path) -> None:
@@ -148,7 +146,7 @@ def load_image(known: State, name: str, archive: Path) -> None:
     ctr = _tool_path("ctr")
     with archive.open("rb") as content:
         result = subprocess.run(
-            [*node.enter(), str(ctr), "--namespace=k8s.io", "images", "import", "-"],
+            [*node.enter(), str(ctr), "--namespace=k8s.io", "images", "import", "--local", "-"],
             stdin=content,
             capture_output=True,
             text=True,
@@ -196,9 +194,7 @@ class _Node:
             (self.directory / part).mkdir(parents=True, exist_ok=True)
         plane.kubeconfig_for(f"{self.name}-kubelet", f"system:node:{self.name}", "system:nodes")
         plane.kubeconfig_for(f"{self.name}-proxy", "system:kube-proxy")
-        plane.authority.issue(
-            f"{self.name}-serving", f"system:node:{self.name}", hosts=[self.name, self.address]
-        )
+        plane.authority.issue(f"{self.name}-serving", f"system:node:{self.name}", hosts=[self.name, self.address])
         self._write_json("kubelet.json", self._kubelet_configuration(plane))
         self._write_json("proxy.json", self._proxy_configuration())
         self._write_json("cni/10-outrider.conflist", self._cni_configuration())
@@ -234,9 +230,7 @@ class _Node:
         deadline = time.monotonic() + 20
         while not started.exists():
             if not process.alive() or time.monotonic() > deadline:
-                raise LauncherError(
-                    f"the namespaces of {self.name} could not be made:\n{process.log_tail()}"
-                )
+                raise LauncherError(f"the namespaces of {self.name} could not be made:\n{process.log_tail()}")
             time.sleep(0.02)
         _run([*self.enter(), "hostname", self.name])
 
@@ -269,9 +263,7 @@ class _Node:
         check = [*self.enter(), str(tools["ctr"]), "version"]
         while subprocess.run(check, capture_output=True, check=False).returncode != 0:
             if not process.alive() or time.monotonic() > deadline:
-                raise LauncherError(
-                    f"containerd of {self.name} did not start:\n{process.log_tail()}"
-                )
+                raise LauncherError(f"containerd of {self.name} did not start:\n{process.log_tail()}")
             time.sleep(0.1)
 
     def start_kubelet(self, tools: dict[str, Path]) -> None:
@@ -298,8 +290,8 @@ class _Node:
 
     def start_proxy(self, tools: dict[str, Path]) -> None:
         """Start kube-proxy, which makes ClusterIPs reachable from the node and its pods."""
-        command = [tools["kube-proxy"], f"--config={self.directory / 'proxy.json'}"]
-        self._spawn("proxy", [*self.enter(), *command])
+        configuration = self.directory / "proxy.json"
+        self._spawn("proxy", [*self.enter(), tools["kube-proxy"], f"--config={configuration}"])
 
     def enter(self) -> list[str]:
         """The command prefix that runs a program inside."""
@@ -320,9 +312,7 @@ class _Node:
                         return int(entry.name)
         raise LauncherError(f"node {self.name} is starting or ending")
 
-    def _spawn(
-        self, part: str, command: list[str | Path], port: int | None = None
-    ) -> Process:
+    def _spawn(self, part: str, command: list[str | Path], port: int | None = None) -> Process:
         tools = {path.parent for path in map(Path, command) if path.is_absolute()}
         search = ":".join([*sorted(map(str, tools)), _SEARCH_PATH])
         process = spawn(
@@ -448,9 +438,7 @@ SystemdCgroup = false
 def _pause_image() -> Path:
     """What every pod's first container runs: nothing, until it is told to end."""
     script = "#!/bin/sh\ntrap 'exit 0' TERM INT\nwhile :; do sleep 86400 & wait $!; done\n"
-    return images.build_busybox_image(
-        PAUSE_IMAGE, files={"pause": script}, entrypoint=["/pause"]
-    )
+    return images.build_busybox_image(PAUSE_IMAGE, files={"pause": script}, entrypoint=["/pause"])
 
 
 def _network(known: State) -> Network:
@@ -477,9 +465,11 @@ def _tool_path(name: str) -> Path:
 
 def _filesystem(path: Path) -> str:
     stat = shutil.which("stat") or "stat"
-    return subprocess.run(
-        [stat, "-f", "-c", "%T", str(path)], capture_output=True, text=True, check=False
-    ).stdout.strip().replace("overlayfs", "overlay")
+    return (
+        subprocess.run([stat, "-f", "-c", "%T", str(path)], capture_output=True, text=True, check=False)
+        .stdout.strip()
+        .replace("overlayfs", "overlay")
+    )
 
 
 def _remember_kernel_settings(known: State) -> None:
@@ -526,7 +516,7 @@ def _remove_cgroups(name: str) -> None:
         while top.is_dir():
             for directory, _, _ in os.walk(top, topdown=False):
                 with suppress(OSError):
-                    os.rmdir(directory)
+                    Path(directory).rmdir()
             if time.monotonic() > deadline:
                 break
             time.sleep(0.05)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from localcluster.apiclient import Object
@@ -191,7 +192,7 @@ containerStatuses:
 """
 
 
-def _containers(first: str, others_ready: bool) -> str:
+def _containers(first: str, *, others_ready: bool) -> str:
     """Statuses of all containers: the first as given, the others running."""
     ready = "true" if others_ready else "false"
     return (
@@ -296,7 +297,7 @@ def _status(phase: str, containers: str, *, ready: bool, initialized: bool = Tru
         # Named as null, so that a strategic merge removes what an earlier state left here.
         return lines + "  reason: null\n  message: null\n"
 
-    names = '{{ $names := list }}{{ range .spec.%s }}{{ $names = append $names .name }}{{ end }}\n'
+    names = "{{ $names := list }}{{ range .spec.%s }}{{ $names = append $names .name }}{{ end }}\n"
     text = _HEAD + names % "containers"
     unready = 'printf "containers with unready status: %v" $names'
     incomplete = 'printf "containers with incomplete status: %v" $names'
@@ -318,7 +319,7 @@ def _status(phase: str, containers: str, *, ready: bool, initialized: bool = Tru
     return {"statusTemplate": re.sub(r"\n\s*\n+", "\n", text).lstrip("\n")}
 
 
-_HEALTHY = _status("Running", _containers(_running(ready=True), True), ready=True)
+_HEALTHY = _status("Running", _containers(_running(ready=True), others_ready=True), ready=True)
 
 
 # --- healthy ----------------------------------------------------------------------------------
@@ -462,16 +463,26 @@ def annotated_stages() -> list[Object]:
     """The failing behaviours for pods, and nodes, whose annotation asks for one."""
     stages: list[Object] = []
     for name in POD_BEHAVIOURS:
-        number = (
-            f'(.metadata.annotations["{BEHAVIOUR}"] | split(":")[1] // '
-            f'"{_WITH_NUMBER.get(name, 0)}" | tonumber)'
-        )
+        number = f'(.metadata.annotations["{BEHAVIOUR}"] | split(":")[1] // "{_WITH_NUMBER.get(name, 0)}" | tonumber)'
         selector = [expression(_BEHAVIOUR_OF, "In", name)]
         stages += pod_fault_stages(f"annotated-{name}", name, number, selector, weight=1_000)
     for name in NODE_BEHAVIOURS:
         selector = [expression(_BEHAVIOUR_OF, "In", name)]
         stages += node_fault_stages(f"annotated-{name}", name, selector, weight=1_000)
     return stages
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One stage of a failing behaviour, before it is known for which pods."""
+
+    when: str
+    following: Object
+    delay: Object | None = None
+
+
+def _hold(when: str) -> _Step:
+    return _Step(when, {}, {"durationMilliseconds": _NEVER})
 
 
 def pod_fault_stages(
@@ -481,78 +492,104 @@ def pod_fault_stages(
 
     ``number`` is a jq expression: seconds for ``late``, a count for ``restarts``.
     """
-    waits = f"({_FIRST}.state.waiting.reason // \"\")"
-    stages: list[Object] = []
-
-    def add(when: str, following: Object, delay: Object | None = None) -> None:
-        stages.append(
-            _stage(
-                f"{prefix}-{len(stages) + 1}",
-                "Pod",
-                [_LIVE, *selector, condition(when)],
-                following,
-                weight=weight,
-                delay=delay,
-            )
+    if behaviour == "stuck-terminating":
+        return [frozen_stage(f"{prefix}-1", [_DELETED, *selector], weight)]
+    steps = {
+        "never-ready": _never_ready,
+        "late": lambda: _late(number),
+        "crash-loop": _crash_loop,
+        "init-crash-loop": _init_crash_loop,
+        "restarts": lambda: _restarts(number),
+        "image-pull-error": _image_pull_error,
+        "config-error": _config_error,
+    }[behaviour]()
+    return [
+        _stage(
+            f"{prefix}-{index}",
+            "Pod",
+            [_LIVE, *selector, condition(step.when)],
+            step.following,
+            weight=weight,
+            delay=step.delay,
         )
+        for index, step in enumerate(steps, start=1)
+    ]
 
-    def hold(when: str) -> None:
-        add(when, {}, {"durationMilliseconds": _NEVER})
 
-    running = _status("Running", _containers(_running(ready=False), True), ready=False)
-    settled = f'.status.phase == "Running" and {_READY} != "True" and {waits} == ""'
-    if behaviour == "never-ready":
-        add(f"({settled}) | not", running)
-        hold(settled)
-    elif behaviour == "late":
-        # Counted from the pod's start, so that a change of its metadata does not start it anew.
-        due = f"(.status.startTime | fromdateiso8601) + {number} | todateiso8601"
-        add('.status.phase == "Pending"', running)
-        add(settled, _HEALTHY, {"durationFrom": _jq(due)})
-        hold(f'.status.phase == "Running" and {_READY} == "True"')
-    elif behaviour == "crash-loop":
-        crashed = _status("Running", _containers(_CRASHED, True), ready=False)
-        crashes = f'{waits} == "CrashLoopBackOff"'
-        add(f"({crashes}) | not", crashed)
-        add(crashes, crashed, {"durationFrom": _jq(_backoff(f"{_FIRST}.restartCount"))})
-    elif behaviour == "init-crash-loop":
-        first = "(.status.initContainerStatuses[0] // {})"
-        crashed = _status("Pending", _INIT_CRASHES, ready=False, initialized=False)
-        crashes = f'{first}.state.waiting.reason == "CrashLoopBackOff"'
-        add(f"({crashes}) | not", crashed)
-        add(crashes, crashed, {"durationFrom": _jq(_backoff(f"{first}.restartCount"))})
-    elif behaviour == "restarts":
-        done = f'{_READY} == "True" and {_FIRST}.restartCount >= {number}'
-        # Go templates cannot run jq, so the number for each pod comes by its annotation or text.
-        count = number if number.isdigit() else _ANNOTATED_NUMBER
-        container = _running(ready=True, restarts=count, crashed=True)
-        add(f"({done}) | not", _status("Running", _containers(container, True), ready=True))
-        hold(done)
-    elif behaviour == "image-pull-error":
-        message = 'printf "failed to pull and unpack image %q: not found" $item.image'
-        failed = _containers(_waiting("ErrImagePull", message), True)
-        back = 'printf "Back-off pulling image %q" $item.image'
-        waiting = _containers(_waiting("ImagePullBackOff", back), True)
-        add(
-            f'{waits} != "ErrImagePull" and {waits} != "ImagePullBackOff"',
+_WAITS = f'({_FIRST}.state.waiting.reason // "")'
+_UNREADY = _status("Running", _containers(_running(ready=False), others_ready=True), ready=False)
+_IS_UNREADY = f'.status.phase == "Running" and {_READY} != "True" and {_WAITS} == ""'
+
+
+def _never_ready() -> list[_Step]:
+    return [_Step(f"({_IS_UNREADY}) | not", _UNREADY), _hold(_IS_UNREADY)]
+
+
+def _late(number: str) -> list[_Step]:
+    # Counted from the pod's start, so that a change of its metadata does not start it anew.
+    due = f"(.status.startTime | fromdateiso8601) + {number} | todateiso8601"
+    return [
+        _Step('.status.phase == "Pending"', _UNREADY),
+        _Step(_IS_UNREADY, _HEALTHY, {"durationFrom": _jq(due)}),
+        _hold(f'.status.phase == "Running" and {_READY} == "True"'),
+    ]
+
+
+def _crash_loop() -> list[_Step]:
+    crashed = _status("Running", _containers(_CRASHED, others_ready=True), ready=False)
+    crashes = f'{_WAITS} == "CrashLoopBackOff"'
+    return [
+        _Step(f"({crashes}) | not", crashed),
+        _Step(crashes, crashed, {"durationFrom": _jq(_backoff(f"{_FIRST}.restartCount"))}),
+    ]
+
+
+def _init_crash_loop() -> list[_Step]:
+    first = "(.status.initContainerStatuses[0] // {})"
+    crashed = _status("Pending", _INIT_CRASHES, ready=False, initialized=False)
+    crashes = f'{first}.state.waiting.reason == "CrashLoopBackOff"'
+    return [
+        _Step(f"({crashes}) | not", crashed),
+        _Step(crashes, crashed, {"durationFrom": _jq(_backoff(f"{first}.restartCount"))}),
+    ]
+
+
+def _restarts(number: str) -> list[_Step]:
+    done = f'{_READY} == "True" and {_FIRST}.restartCount >= {number}'
+    # Templates cannot run jq, so there the number is text, or read from the annotation again.
+    count = number if number.isdigit() else _ANNOTATED_NUMBER
+    container = _running(ready=True, restarts=count, crashed=True)
+    restarted = _status("Running", _containers(container, others_ready=True), ready=True)
+    return [_Step(f"({done}) | not", restarted), _hold(done)]
+
+
+def _image_pull_error() -> list[_Step]:
+    message = 'printf "failed to pull and unpack image %q: not found" $item.image'
+    back = 'printf "Back-off pulling image %q" $item.image'
+    failed = _containers(_waiting("ErrImagePull", message), others_ready=True)
+    waiting = _containers(_waiting("ImagePullBackOff", back), others_ready=True)
+    return [
+        _Step(
+            f'{_WAITS} != "ErrImagePull" and {_WAITS} != "ImagePullBackOff"',
             _status("Pending", failed, ready=False),
-        )
-        add(
-            f'{waits} == "ErrImagePull"',
+        ),
+        _Step(
+            f'{_WAITS} == "ErrImagePull"',
             _status("Pending", waiting, ready=False),
             {"durationMilliseconds": 2_000},
-        )
-        hold(f'{waits} == "ImagePullBackOff"')
-    elif behaviour == "config-error":
-        reason = "CreateContainerConfigError"
-        container = _waiting(reason, 'print "secret \\"agent-settings\\" not found"')
-        add(f'{waits} != "{reason}"', _status("Pending", _containers(container, True), ready=False))
-        hold(f'{waits} == "{reason}"')
-    elif behaviour == "stuck-terminating":
-        stages.append(frozen_stage(f"{prefix}-1", [_DELETED, *selector], weight))
-    else:
-        raise LauncherError(f"{behaviour!r} is not a behaviour of pods")
-    return stages
+        ),
+        _hold(f'{_WAITS} == "ImagePullBackOff"'),
+    ]
+
+
+def _config_error() -> list[_Step]:
+    reason = "CreateContainerConfigError"
+    message = 'print "secret \\"agent-settings\\" not found"'
+    containers = _containers(_waiting(reason, message), others_ready=True)
+    return [
+        _Step(f'{_WAITS} != "{reason}"', _status("Pending", containers, ready=False)),
+        _hold(f'{_WAITS} == "{reason}"'),
+    ]
 
 
 _ANNOTATED_NUMBER = (
@@ -568,14 +605,10 @@ def _backoff(count: str) -> str:
 
 def frozen_stage(name: str, selector: Sequence[Expression], weight: int) -> Object:
     """A stage in which matching pods stay as they are, whatever is asked of them."""
-    return _stage(
-        name, "Pod", selector, {}, weight=weight, delay={"durationMilliseconds": _NEVER}
-    )
+    return _stage(name, "Pod", selector, {}, weight=weight, delay={"durationMilliseconds": _NEVER})
 
 
-def stranded_pod_stages(
-    prefix: str, behaviour: str, selector: Sequence[Expression], weight: int
-) -> list[Object]:
+def stranded_pod_stages(prefix: str, behaviour: str, selector: Sequence[Expression], weight: int) -> list[Object]:
     """Stages for the pods of a failed node: they stay as they are, to be deleted or not.
 
     When a kubelet goes silent, the controller manager marks its pods as not ready. It does so
@@ -591,9 +624,7 @@ def stranded_pod_stages(
   lastTransitionTime: {{ Now | Quote }}
 """
     return [
-        _stage(
-            f"{prefix}-1", "Pod", [*selector, lost], {"statusTemplate": unready}, weight=weight
-        ),
+        _stage(f"{prefix}-1", "Pod", [*selector, lost], {"statusTemplate": unready}, weight=weight),
         frozen_stage(f"{prefix}-2", [*selector, kept], weight),
     ]
 
@@ -623,16 +654,14 @@ conditions:
 }
 
 
-def node_fault_stages(
-    prefix: str, behaviour: str, selector: Sequence[Expression], weight: int
-) -> list[Object]:
+def node_fault_stages(prefix: str, behaviour: str, selector: Sequence[Expression], weight: int) -> list[Object]:
     """Stages that make the nodes matching ``selector`` report so."""
     if behaviour == "not-ready":
-        status, types = "False", ("Ready",)
+        status, types = "False", ["Ready"]
         reason = "KubeletNotReady"
         message = "container runtime is down"
     elif behaviour == "unreachable":
-        status, types = "Unknown", ("Ready", "MemoryPressure", "DiskPressure", "PIDPressure")
+        status, types = "Unknown", ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"]
         reason = "NodeStatusUnknown"
         message = "Kubelet stopped posting node status."
     else:

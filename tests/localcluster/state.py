@@ -51,11 +51,7 @@ class State:
 
     def healthy(self) -> bool:
         """Whether it was started completely and every process still runs."""
-        return (
-            self.complete
-            and bool(self.processes)
-            and all(process.alive() for process in self.processes.values())
-        )
+        return self.complete and bool(self.processes) and all(process.alive() for process in self.processes.values())
 
 
 def load(name: str) -> State | None:

@@ -67,14 +67,14 @@ def _kubernetes_ldflags() -> str:
 KUBERNETES = Family(
     "kubernetes",
     (
-        Tool("etcd", "go.etcd.io/etcd/server/v3", 60),
-        Tool("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", 300),
-        Tool("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager", 90),
-        Tool("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler", 30),
-        Tool("kubectl", "k8s.io/kubernetes/cmd/kubectl", 60),
-        Tool("kwok", "sigs.k8s.io/kwok/cmd/kwok", 60),
-        Tool("kubelet", "k8s.io/kubernetes/cmd/kubelet", 45),
-        Tool("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy", 20),
+        Tool("etcd", "go.etcd.io/etcd/server/v3", 55),
+        Tool("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", 250),
+        Tool("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager", 70),
+        Tool("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler", 10),
+        Tool("kubectl", "k8s.io/kubernetes/cmd/kubectl", 30),
+        Tool("kwok", "sigs.k8s.io/kwok/cmd/kwok", 10),
+        Tool("kubelet", "k8s.io/kubernetes/cmd/kubelet", 20),
+        Tool("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy", 10),
     ),
     ldflags=_kubernetes_ldflags(),
 )
@@ -82,17 +82,17 @@ _CONTAINERD = "github.com/containerd/containerd/v2"
 CONTAINERD = Family(
     "containerd",
     (
-        Tool("containerd", f"{_CONTAINERD}/cmd/containerd", 100),
-        Tool("containerd-shim-runc-v2", f"{_CONTAINERD}/cmd/containerd-shim-runc-v2", 10),
-        Tool("ctr", f"{_CONTAINERD}/cmd/ctr", 10),
+        Tool("containerd", f"{_CONTAINERD}/cmd/containerd", 45),
+        Tool("containerd-shim-runc-v2", f"{_CONTAINERD}/cmd/containerd-shim-runc-v2", 5),
+        Tool("ctr", f"{_CONTAINERD}/cmd/ctr", 5),
     ),
     tags="no_btrfs no_zfs no_devmapper",
 )
 REGISTRY = Family(
     "registry",
-    (Tool("registry", "github.com/distribution/distribution/v3/cmd/registry", 120),),
+    (Tool("registry", "github.com/distribution/distribution/v3/cmd/registry", 60),),
 )
-HELM = Family("helm", (Tool("helm", "helm.sh/helm/v4/cmd/helm", 180),))
+HELM = Family("helm", (Tool("helm", "helm.sh/helm/v4/cmd/helm", 120),))
 
 FAMILIES = (KUBERNETES, CONTAINERD, REGISTRY, HELM)
 
@@ -153,10 +153,7 @@ def _build(missing: list[tuple[str, Family, Tool]]) -> None:
             _run_go(go, ["mod", "download"], family)
     for index, (name, family, tool) in enumerate(missing, start=1):
         elapsed = duration(time.monotonic() - started)
-        with ticking(
-            f"[{index}/{len(missing)}] building {name} "
-            f"(about {duration(tool.expected)}; {elapsed} so far)"
-        ):
+        with ticking(f"[{index}/{len(missing)}] building {name} (about {duration(tool.expected)}; {elapsed} so far)"):
             _build_one(go, family, tool)
     say(f"built in {duration(time.monotonic() - started)}, kept in {cache_directory() / 'tools'}")
 
