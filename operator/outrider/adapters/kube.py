@@ -234,9 +234,10 @@ class Cluster:
         except _NotFoundError:
             return None
         except Stalling as error:
-            # The API server answers 422 both to a failed test and to an invalid result.
-            if "test" in error.message.lower():
-                raise Conflict("NotAsSeen", error.message) from error
+            # The API server answers 422 both to an invalid result, which it describes, and to a failed test, of which
+            # it says no more than this.
+            if "due to an error in our request" in error.message:
+                raise Conflict("NotAsSeen", f"{resource.kind} {name} is not as it was seen") from error
             raise
 
     async def replace(self, resource: Resource, namespace: str | None, name: str, body: Json) -> Json:

@@ -63,7 +63,7 @@ def _count(seen: RolloutSnapshot, run: RunStatus, results: Sequence[Entry], upda
             for name in seen.members
         )
     failed = sum(state in _FAILED for state in states)
-    expected = max(run.batches, 1)
+    expected = max(run.batches, 1) if run.state == "Running" else run.batches
     if run.kind == "Rollout" and run.state == "Running":
         direct = run.revision == run.from_revision
         expected = run.batches + _batches_left(seen, run, untouched, direct=direct)

@@ -203,18 +203,18 @@ class RolloutReconciler:
     async def _execute(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
         if seen.hindrance is None or seen.run_is_active:
             await self._trust.hand_out(seen.namespace, seen.spec.component)
-        await self._prepare(body, seen, plan, memory)
+        await self._prepare(seen, plan, memory)
         await self._write_records(seen, plan, memory)
         await self._write_status(body, seen, plan, memory)
         await _all(self._assign(seen.assignment_key, move) for move in plan.moves)
-        await self._clean_up(body, seen, plan)
+        await self._clean_up(seen, plan)
         self._report_metrics(seen, plan)
 
-    async def _prepare(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
+    async def _prepare(self, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
         for action in plan.actions:
             match action:
                 case actions.KeepFinalizer():
-                    await self._keep_finalizer(body)
+                    await self._keep_finalizer(seen)
                 case actions.CreateRevision(revision):
                     await self._create_revision(seen, revision, memory)
                 case actions.CreateJoiners(revision):
@@ -254,11 +254,11 @@ class RolloutReconciler:
         for event in plan.events:
             self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
 
-    async def _clean_up(self, body: Json, seen: RolloutSnapshot, plan: Plan) -> None:
+    async def _clean_up(self, seen: RolloutSnapshot, plan: Plan) -> None:
         for action in plan.actions:
             match action:
                 case actions.DropFinalizer():
-                    await self._drop_finalizer(body)
+                    await self._drop_finalizer(seen)
                 case actions.DeleteRevision(revision):
                     await self._delete_daemonset(seen, daemonset_name(seen.name, revision))
                 case actions.DeleteJoiners(revision):
@@ -375,7 +375,8 @@ class RolloutReconciler:
         if answer is not None:
             self._caches.nodes.put(answer)
 
-    async def _keep_finalizer(self, body: Json) -> None:
+    async def _keep_finalizer(self, seen: RolloutSnapshot) -> None:
+        body = self._present(seen)
         finalizers = body["metadata"].get("finalizers")
         operation: Json = (
             {"op": "add", "path": "/metadata/finalizers/-", "value": names.FINALIZER}
@@ -384,9 +385,17 @@ class RolloutReconciler:
         )
         await self._patch_rollout(body, operation)
 
-    async def _drop_finalizer(self, body: Json) -> None:
+    async def _drop_finalizer(self, seen: RolloutSnapshot) -> None:
+        body = self._present(seen)
         index = (body["metadata"].get("finalizers") or []).index(names.FINALIZER)
         await self._patch_rollout(body, {"op": "remove", "path": f"/metadata/finalizers/{index}"})
+
+    def _present(self, seen: RolloutSnapshot) -> Json:
+        """Return the Rollout as it is after the writes of this pass."""
+        body = self._caches.rollouts.get(seen.namespace, seen.name)
+        if body is None:
+            raise Conflict("NotAsSeen", f"Rollout {seen.name} is gone")
+        return body
 
     async def _patch_rollout(self, body: Json, operation: Json) -> None:
         metadata = body["metadata"]
