@@ -14,126 +14,35 @@ Invariants:
 - Half-made moves are always finished, whatever else holds the run.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import timedelta
 
-from outrider.api.names import ASSIGNMENT_NONE, batch_name
-from outrider.api.rollout import (
-    BatchNode,
-    NodeResult,
-    RolloutBatchSpec,
-    RolloutBatchStatus,
-    RunKind,
-    RunRecord,
-    RunState,
-    RunStatus,
-)
+from outrider.api.names import ASSIGNMENT_NONE
+from outrider.api.rollout import NodeResult, RolloutBatchStatus, RunState
 from outrider.core import batches as arithmetic
-from outrider.core.health import Verdict, judge_pods
-from outrider.core.moves import is_leaving, leaving, next_assignment, target_of
+from outrider.core.judgement import judge_nodes, tell_end_of_batch, why_over_tolerance
+from outrider.core.moves import is_leaving, target_of
 from outrider.core.plan import (
     Action,
-    Assign,
-    CreateBatch,
     CreateJoiners,
     CreateRevision,
     DeleteBatch,
     DeleteJoiners,
     DeleteRevision,
     DropFinalizer,
-    Event,
     KeepFinalizer,
     Plan,
     WriteBatch,
 )
 from outrider.core.rollout_status import build_status
-from outrider.core.scheduling import why_not_scheduled
-from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
-
-IN_FLIGHT = frozenset({"Stopping", "Downloading", "Starting", "Returning"})
-RESULTS = frozenset({"Succeeded", "Failed", "RolledBack", "Skipped"})
-FAILED = frozenset({"Failed", "Returning", "RolledBack"})
-ONGOING = frozenset({"Running", "Paused"})
-COMPLETED = frozenset({"Succeeded", "PartiallySucceeded"})
-COMES_BACK = frozenset({"NodeNotReady", "WouldNotSchedule"})
-"""Reasons of Skipped that may pass: such a node is taken by a later batch of the same run."""
-
-
-@dataclass
-class Work:
-    """One pass in the making: what the policies have found and decided so far. Lives only inside `plan_rollout`."""
-
-    seen: RolloutSnapshot
-    run: RunStatus | None
-    stable: str | None
-    stable_version: str | None
-    history: list[RunRecord]
-    results: dict[str, dict[str, NodeResult]] = field(default_factory=dict)
-    finished: dict[str, datetime | None] = field(default_factory=dict)
-    urgent_batches: set[str] = field(default_factory=set)
-    urgent_status: bool = False
-    prerequisites: list[Action] = field(default_factory=list)
-    new_batches: list[CreateBatch] = field(default_factory=list)
-    moves: list[Assign] = field(default_factory=list)
-    clean_up: list[Action] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    wakes: list[datetime] = field(default_factory=list)
-    gate: str = ""
-    ended: bool = False
-
-    @property
-    def spec_paused(self) -> bool:
-        """Whether a person has paused the Rollout."""
-        return self.seen.spec.paused
-
-    @property
-    def is_active(self) -> bool:
-        """Whether there is a run that makes batches."""
-        return self.run is not None and self.run.state == "Running"
-
-    def assignment(self, node: Node) -> str | None:
-        """Return the node's assignment."""
-        return node.labels.get(self.seen.assignment_key)
-
-    def pods(self, node: str) -> tuple[Pod, ...]:
-        """Return the agents' pods on a node."""
-        return self.seen.pods.get(node, ())
-
-    def members(self) -> Iterator[Node]:
-        """Iterate over the nodes of the target."""
-        return (self.seen.nodes[name] for name in self.seen.members)
-
-    def run_batches(self, run: int | None = None) -> list[Batch]:
-        """Return the stored batches of a run (default: the present one), oldest first."""
-        wanted = run if run is not None else (self.run.id if self.run else 0)
-        return [batch for batch in self.seen.batches if batch.spec.run == wanted]
-
-    def entries(self) -> Iterator[tuple[Batch, BatchNode, NodeResult]]:
-        """Iterate over all node entries of the present run with their results so far."""
-        for batch in self.run_batches():
-            results = self.results[batch.name]
-            for entry in batch.spec.nodes:
-                yield batch, entry, results[entry.name]
-
-    def paused_seconds(self) -> int:
-        """Return how long the run has stood in pauses, the present one included."""
-        if self.run is None:
-            return 0
-        present = (self.seen.now - self.run.paused_since).total_seconds() if self.run.paused_since else 0
-        return self.run.paused_seconds + int(present)
-
-    def update_run(self, **changes: object) -> None:
-        """Change fields of the run's status."""
-        assert self.run is not None  # noqa: S101 - callers have a run
-        self.run = self.run.model_copy(update=changes)
-
-    def say(self, kind: str, reason: str, message: str) -> None:
-        """Add an event."""
-        self.events.append(Event("Warning" if kind == "Warning" else "Normal", reason, message))
-
+from outrider.core.runs import end_run, finish_run, start_run
+from outrider.core.selection import create_batch, next_size, remaining_nodes
+from outrider.core.snapshot import Node, RolloutSnapshot
+from outrider.core.states import COMPLETED, FAILED, IN_FLIGHT, ONGOING, RESULTS
+from outrider.core.work import Work, good_revisions, is_direct, is_lenient, move, same_node, why_skip
 
 Policy = Callable[[Work], None]
+"""One question about a fleet, and what follows from the answer."""
 
 
 def plan_rollout(seen: RolloutSnapshot) -> Plan:
@@ -174,20 +83,6 @@ def keep_time(work: Work) -> None:
         work.urgent_status = True
 
 
-def judge_nodes(work: Work) -> None:
-    """What has become of every node that the present run touched?"""
-    if work.run is None or work.run.state not in ONGOING:
-        return
-    for batch in work.run_batches():
-        results = work.results[batch.name]
-        for entry in batch.spec.nodes:
-            before = results[entry.name]
-            after = _judge_node(work, batch, entry, before)
-            if after.state != before.state and after.state in {"Failed", "Skipped"}:
-                work.urgent_batches.add(batch.name)
-            results[entry.name] = after
-
-
 def let_go(work: Work) -> None:
     """Is the Rollout being deleted? Then nothing new starts; agents keep running."""
     seen = work.seen
@@ -204,9 +99,9 @@ def let_go(work: Work) -> None:
 def decide_failure(work: Work) -> None:
     """Have more nodes failed than tolerated? Then the run is over, before anything else is started."""
     run = work.run
-    if run is None or run.state != "Running" or _is_lenient(work, run):
+    if run is None or run.state != "Running" or is_lenient(work, run):
         return
-    verdict = _over_tolerance(work, run)
+    verdict = why_over_tolerance(work, run)
     if not verdict:
         return
     work.urgent_status = True
@@ -217,8 +112,8 @@ def decide_failure(work: Work) -> None:
     if work.spec_paused:
         return  # the rollback is a move too: it waits for the pause to end
     work.say("Warning", "RollingBack", f"Run {run.id} to {run.version} failed: {verdict}. Taking back what it moved")
-    _end_run(work, "RolledBack", verdict)
-    _start_run(work, kind="Rollback", version=run.version, revision=run.revision, of_run=run.id)
+    end_run(work, "RolledBack", verdict)
+    start_run(work, kind="Rollback", version=run.version, revision=run.revision, of_run=run.id)
     work.ended = True
 
 
@@ -244,8 +139,8 @@ def supersede(work: Work) -> None:
                 f"Run {run.id} to {run.version} ends unfinished: the Rollout now wants {seen.spec.version}",
             )
         superseded = f"the Rollout wants {seen.spec.version} since" if ended == "Superseded" else ""
-        _end_run(work, ended, superseded)
-    _start_run(work, kind="Rollout", version=seen.spec.version, revision=seen.wanted)
+        end_run(work, ended, superseded)
+    start_run(work, kind="Rollout", version=seen.spec.version, revision=seen.wanted)
     work.ended = True
 
 
@@ -265,7 +160,7 @@ def welcome_joiners(work: Work) -> None:
     in_batches = {entry.name: entry.uid for _, entry, result in work.entries() if result.state != "Skipped"}
     for node in work.members():
         if work.assignment(node) is None and in_batches.get(node.name) != node.uid:
-            _move(work, node, stable)
+            move(work, node, stable)
 
 
 def hold(work: Work) -> None:
@@ -290,12 +185,12 @@ def send_failed_nodes_back(work: Work) -> None:
     for batch, entry, result in list(work.entries()):
         if result.state != "Failed" or result.reason in {"NodeGone", "ReturnFailed"} or entry.back == entry.to:
             continue
-        node = _same_node(work, entry)
+        node = same_node(work, entry)
         if node is None or work.assignment(node) == entry.back:
             continue
         work.results[batch.name][entry.name] = result.model_copy(update={"state": "Returning"})
         work.urgent_batches.add(batch.name)
-        _move(work, node, entry.back)
+        move(work, node, entry.back)
 
 
 def close_batches(work: Work) -> None:
@@ -307,7 +202,7 @@ def close_batches(work: Work) -> None:
         if done and work.finished[batch.name] is None:
             work.finished[batch.name] = work.seen.now
             work.urgent_batches.add(batch.name)
-            _tell_end_of_batch(work, batch)
+            tell_end_of_batch(work, batch)
         elif not done:
             work.finished[batch.name] = None
 
@@ -319,16 +214,16 @@ def move_open_batches(work: Work) -> None:
     limit = arithmetic.in_flight_limit(work.seen.spec, max(work.run.nodes, 1))
     in_flight = sum(result.state in IN_FLIGHT for _, _, result in work.entries())
     for batch, entry, result in list(work.entries()):
-        node = _same_node(work, entry)
+        node = same_node(work, entry)
         if node is None:
             continue
         if result.state == "Stopping" and work.assignment(node) == (entry.origin or None):
-            _move(work, node, entry.to)  # planned before, but the patch was not made
+            move(work, node, entry.to)  # planned before, but the patch was not made
         if result.state != "Pending":
             continue
         if in_flight >= limit:
             return
-        _move(work, node, entry.to)
+        move(work, node, entry.to)
         in_flight += 1
         work.results[batch.name][entry.name] = result.model_copy(
             update={"state": "Stopping", "started_at": work.seen.now}
@@ -344,7 +239,7 @@ def wait_for_the_batch(work: Work) -> None:
         work.gate = f"batch {work.run.batches}: waiting for its nodes to become healthy"
         work.ended = True
         return
-    if not stored or _is_direct(work.run):
+    if not stored or is_direct(work.run):
         return
     number = stored[-1].spec.batch
     last = [batch for batch in stored if batch.spec.batch == number]
@@ -354,7 +249,7 @@ def wait_for_the_batch(work: Work) -> None:
     spec = work.seen.spec.strategy
     if step and spec.canary and step <= len(spec.canary.steps):
         soak = spec.canary.steps[step - 1].soak_seconds
-    elif _remaining(work):
+    elif remaining_nodes(work):
         soak = spec.rolling.batch_interval_seconds if spec.rolling else 0
     else:
         soak = 0
@@ -374,21 +269,21 @@ def start_next_batch(work: Work) -> None:
     if seen.wanted not in seen.revisions:
         work.prerequisites.append(CreateRevision(seen.wanted))
         return
-    candidates = _remaining(work)
-    movable = [node for node in candidates if _why_skip(work, node) is None]
+    candidates = remaining_nodes(work)
+    movable = [node for node in candidates if why_skip(work, node) is None]
     if not movable:
         recorded = {entry.name for _, entry, result in work.entries() if result.state == "Skipped"}
         blocked = [node for node in candidates if node.name not in recorded]
         if blocked and run.state == "Running":
-            _create_batch(work, blocked, step=0, to=lambda _: run.revision)
+            create_batch(work, blocked, step=0, to=lambda _: run.revision)
         return
     if run.state != "Running":
         # Nodes that were away when the run completed form a late batch of it.
         work.update_run(state="Running", finished_at=None)
         work.urgent_status = True
-    step, size = _next_size(work, run)
+    step, size = next_size(work, run)
     chosen = arithmetic.order_nodes(movable, seen.uid, run.id)[:size]
-    _create_batch(work, chosen, step=step, to=lambda _: run.revision)
+    create_batch(work, chosen, step=step, to=lambda _: run.revision)
 
 
 def start_next_rollback_batch(work: Work) -> None:
@@ -402,7 +297,7 @@ def start_next_rollback_batch(work: Work) -> None:
         for batch in work.run_batches(run.of_run)
         for entry in batch.spec.nodes
     }
-    good = _good_revisions(work)
+    good = good_revisions(work)
     failed: list[Node] = []
     others: list[Node] = []
     for node in seen.nodes.values():
@@ -423,7 +318,7 @@ def start_next_rollback_batch(work: Work) -> None:
         return known[0].back if known is not None else (work.stable or ASSIGNMENT_NONE)
 
     size = len(left) if seen.spec.strategy.type == "Full" else arithmetic.rolling_size(seen.spec, run.nodes)
-    _create_batch(work, left[:size], step=0, to=back)
+    create_batch(work, left[:size], step=0, to=back)
 
 
 def complete(work: Work) -> None:
@@ -437,7 +332,7 @@ def complete(work: Work) -> None:
         result: RunState = "Succeeded"
         if failed:
             result = "PartiallySucceeded" if failed < len(states) else "Failed"
-        _finish(work, result)
+        finish_run(work, result)
         work.say(
             "Warning",
             "RolledBack",
@@ -447,13 +342,13 @@ def complete(work: Work) -> None:
         return
     updated = sum(work.assignment(node) == run.revision for node in work.members())
     if not updated and failed:
-        _finish(work, "Failed")
+        finish_run(work, "Failed")
         work.say("Warning", "RunFailed", f"Run {run.id}: none of {run.nodes} nodes runs {run.version}, {failed} failed")
         return
     if not updated:
         work.gate = "no node can be moved now: each is NotReady, or would not schedule the agent's pod"
         return
-    _finish(work, "PartiallySucceeded" if failed else "Succeeded")
+    finish_run(work, "PartiallySucceeded" if failed else "Succeeded")
     work.stable, work.stable_version = run.revision, run.version
     note = f", {failed} failed within the tolerance" if failed else ""
     work.say(
@@ -521,348 +416,7 @@ def finish_half_made_moves(work: Work) -> None:
         goal = goals.get((node.name, node.uid), target_of(assignment))
         if goal != ASSIGNMENT_NONE and goal not in work.seen.revisions:
             goal = work.stable or ASSIGNMENT_NONE
-        _move(work, node, goal)
-
-
-def _tell_end_of_batch(work: Work, batch: Batch) -> None:
-    states = [result.state for result in work.results[batch.name].values()]
-    failed = sum(state in FAILED for state in states)
-    name = f"canary step {batch.spec.step}" if batch.spec.step else f"batch {batch.spec.batch}"
-    work.say(
-        "Warning" if failed else "Normal",
-        "BatchFinished",
-        f"Run {batch.spec.run}, {name}: {states.count('Succeeded')} of {len(states)} nodes healthy, {failed} failed, "
-        f"{states.count('Skipped')} left out",
-    )
-
-
-def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) -> NodeResult:
-    if result.state in {"Skipped", "RolledBack"}:
-        return result
-    node = _same_node(work, entry)
-    if node is None:
-        if result.state in {"Succeeded", "Failed"}:
-            return result
-        if result.state == "Pending":
-            return _result(work, result, "Skipped", "NodeGone", "the node was deleted before it was moved")
-        return _result(work, result, "Failed", "NodeGone", "the node was deleted before its agent was healthy")
-    assignment = work.assignment(node)
-    if result.state in FAILED:
-        return _judge_return(work, entry, result, node)
-    if assignment == (entry.origin or None) and entry.origin != entry.to:
-        # Not touched yet. A rollback skips nobody: a dead node must not come back with what failed.
-        skip = _why_skip(work, node) if batch.spec.kind == "Rollout" else None
-        return _result(work, result, "Skipped", *skip) if skip is not None else result
-    if assignment not in {entry.to, leaving(entry.to), entry.origin or None}:
-        return _result(
-            work, result, "Skipped", "AssignmentChanged", f"somebody set the node's assignment to {assignment}"
-        )
-    if not node.ready:
-        return _result(work, result, "Failed", "NodeNotReady", "the node was Ready, and is not since it was moved")
-    if assignment != entry.to:
-        verdict = Verdict("Starting", "StuckTerminating", "the old agent's pod does not end")
-        state = "Stopping"
-    else:
-        verdict = judge_pods(work.pods(node.name), entry.to, work.seen.spec.health, work.seen.now)
-        if entry.to == ASSIGNMENT_NONE:
-            verdict = Verdict("Healthy")
-        state = verdict.state
-    return _settle(work, batch, result, verdict, state)
-
-
-def _settle(work: Work, batch: Batch, result: NodeResult, verdict: Verdict, state: str) -> NodeResult:
-    """Turn a verdict on a node that is where it should be into its result."""
-    now = work.seen.now
-    if verdict.state == "Healthy":
-        return result if result.state == "Succeeded" else _result(work, result, "Succeeded", "", "")
-    if verdict.state == "Failed":
-        return _result(work, result, "Failed", verdict.reason, verdict.message)
-    if result.state == "Succeeded":
-        # It was healthy and is not: its clock starts again, and the batch is open again.
-        return _result(work, result.model_copy(update={"started_at": now}), state, verdict.reason, verdict.message)
-    timeout = work.seen.spec.health.timeout_seconds
-    begun = result.started_at or batch.spec.started_at
-    paused = work.paused_seconds() - batch.spec.paused_seconds
-    deadline = begun + timedelta(seconds=timeout + paused)
-    if now >= deadline and (work.run is None or work.run.paused_since is None):
-        reason = verdict.reason if verdict.reason == "StuckTerminating" else "HealthTimeout"
-        return _result(work, result, "Failed", reason, f"not healthy within {timeout} s: {verdict.message}")
-    work.wakes.append(min(deadline, verdict.wake_at) if verdict.wake_at else deadline)
-    return _result(work, result, state, verdict.reason, verdict.message)
-
-
-def _judge_return(work: Work, entry: BatchNode, result: NodeResult, node: Node) -> NodeResult:
-    """Judge a failed node: has it come back to what it ran before?"""
-    assignment = work.assignment(node)
-    if entry.back == entry.to:
-        return result
-    if assignment == entry.back:
-        health = work.seen.spec.health
-        verdict = judge_pods(work.pods(node.name), entry.back, health, work.seen.now)
-        if entry.back == ASSIGNMENT_NONE or verdict.state == "Healthy":
-            return _result(work, result, "RolledBack", result.reason, result.message)
-        if verdict.wake_at is not None:
-            work.wakes.append(verdict.wake_at)
-    if result.state == "Returning" and result.finished_at is not None:
-        deadline = result.finished_at + timedelta(seconds=work.seen.spec.health.timeout_seconds)
-        if work.seen.now >= deadline:
-            return result.model_copy(
-                update={
-                    "state": "Failed",
-                    "reason": "ReturnFailed",
-                    "message": f"not healthy again after going back; it had failed with {result.reason}"[:256],
-                }
-            )
-        work.wakes.append(deadline)
-    return result
-
-
-def _result(work: Work, before: NodeResult, state: str, reason: str, message: str) -> NodeResult:
-    """Return a node's new result; the same one if nothing changed."""
-    message = message if len(message) <= 256 else message[:253] + "..."
-    if (before.state, before.reason, before.message) == (state, reason, message):
-        return before
-    ends = state in RESULTS
-    return before.model_copy(
-        update={
-            "state": state,
-            "reason": reason,
-            "message": message,
-            "started_at": before.started_at or (work.seen.now if state not in {"Pending", "Skipped"} else None),
-            # A failed node keeps the time of its failure while it goes back: its return is measured from there.
-            "finished_at": (before.finished_at or work.seen.now if before.state in FAILED else work.seen.now)
-            if ends
-            else None,
-        }
-    )
-
-
-def _why_skip(work: Work, node: Node) -> tuple[str, str] | None:
-    """Return reason and message why a node must not lose its agent now, or None."""
-    if not node.ready:
-        return "NodeNotReady", "the node is not Ready; it is moved when it is again"
-    if why := why_not_scheduled(work.seen.spec.template.get("spec") or {}, node):
-        return "WouldNotSchedule", why
-    return None
-
-
-def _remaining(work: Work) -> list[Node]:
-    """Return the nodes of the fleet that the run has still to move."""
-    run = work.run
-    if run is None:
-        return []
-    done = {
-        (entry.name, entry.uid)
-        for _, entry, result in work.entries()
-        if not (result.state == "Skipped" and result.reason in COMES_BACK)
-    }
-    away = {(entry.name, entry.uid) for _, entry, result in work.entries()} - done
-    remaining = []
-    for node in work.members():
-        assignment = work.assignment(node)
-        if (node.name, node.uid) in done or is_leaving(assignment) or assignment == run.revision:
-            continue
-        if assignment is None and work.stable is not None and work.stable in work.seen.revisions:
-            continue  # a joiner: it is welcomed first
-        if (node.name, node.uid) in away and _why_skip(work, node) is not None:
-            continue  # recorded already, and still away
-        remaining.append(node)
-    return remaining
-
-
-def _next_size(work: Work, run: RunStatus) -> tuple[int, int]:
-    """Return the canary step (0: none) and the size of the run's next batch."""
-    spec = work.seen.spec
-    if spec.strategy.type == "Full":
-        return 0, len(work.seen.nodes)
-    if not _is_direct(run):
-        # A step whose nodes were all skipped proved nothing: it is taken again with others.
-        steps = {
-            batch.spec.step for batch, _, result in work.entries() if batch.spec.step and result.state != "Skipped"
-        }
-        step = max(steps, default=0) + 1
-        if step <= arithmetic.canary_steps(spec):
-            return step, arithmetic.canary_size(spec, step, run.nodes)
-    return 0, arithmetic.rolling_size(spec, run.nodes)
-
-
-def _is_direct(run: RunStatus) -> bool:
-    """Tell whether a run goes without canary and intervals: rollbacks, and returns to what was stable."""
-    return run.kind == "Rollback" or run.revision == run.from_revision
-
-
-def _is_lenient(work: Work, run: RunStatus) -> bool:
-    """Tell whether a run goes on whatever fails.
-
-    A rollback, or a return to what is stable, has nothing better to go back to; and a run that completed once is not
-    taken back for a late node that fails: that node goes back alone.
-    """
-    return run.kind == "Rollback" or run.revision == work.stable
-
-
-def _over_tolerance(work: Work, run: RunStatus) -> str:
-    """Return why the run has failed, as a sentence; "" while it has not."""
-    strategy = work.seen.spec.strategy
-    states: list[tuple[int, int, str]] = [
-        (batch.spec.batch, batch.spec.step, result.state) for batch, _, result in work.entries()
-    ]
-    failed = sum(state in FAILED for _, _, state in states)
-    if not failed:
-        return ""
-    examples = _examples(work)
-    allowed = arithmetic.tolerated(strategy.failure_tolerance, run.nodes)
-    if failed > allowed:
-        return f"{failed} of {run.nodes} nodes failed, tolerated are {allowed} ({examples})"
-    for number in sorted({number for number, _, _ in states}):
-        moved = [(step, state) for n, step, state in states if n == number and state != "Skipped"]
-        step = moved[0][0] if moved else 0
-        bad = sum(state in FAILED for _, state in moved)
-        if step and strategy.canary and step <= len(strategy.canary.steps):
-            allowed = arithmetic.tolerated(strategy.canary.steps[step - 1].failure_tolerance, len(moved))
-            if bad > allowed:
-                return f"{bad} of {len(moved)} nodes of canary step {step} failed, tolerated are {allowed} ({examples})"
-        if bad == len(moved) >= 2:
-            return f"all {bad} nodes of batch {number} failed ({examples})"
-    return ""
-
-
-def _examples(work: Work) -> str:
-    found = [f"{entry.name}: {result.reason}" for _, entry, result in work.entries() if result.state in FAILED]
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-
-
-def _good_revisions(work: Work) -> frozenset[str]:
-    """Return the assignments that a node may keep when a run is taken back."""
-    good = {ASSIGNMENT_NONE}
-    if work.stable:
-        good.add(work.stable)
-    good |= {record.revision for record in work.history if record.kind == "Rollout" and record.result in COMPLETED}
-    if work.run is not None:
-        good.discard(work.run.revision)
-    return frozenset(good)
-
-
-def _same_node(work: Work, entry: BatchNode) -> Node | None:
-    """Return the node of an entry unless it is gone; under another UID it is another node."""
-    node = work.seen.nodes.get(entry.name)
-    return node if node is not None and node.uid == entry.uid else None
-
-
-def _move(work: Work, node: Node, target: str) -> None:
-    """Bring a node one step nearer to `target`, if it can take one."""
-    assignment = work.assignment(node)
-    live = {pod.revision for pod in work.pods(node.name) if pod.live}
-    step = next_assignment(assignment, target, live, served_by_joiners=bool(work.seen.joiners))
-    if step is not None:
-        work.moves.append(Assign(node.name, node.uid, assignment, step))
-
-
-def _create_batch(work: Work, nodes: Iterable[Node], *, step: int, to: Callable[[Node], str]) -> None:
-    run, seen = work.run, work.seen
-    assert run is not None  # noqa: S101 - callers have a run
-    # A batch may have been stored by a process that ended before it could write the status.
-    number = max([run.batches, *(batch.spec.batch for batch in work.run_batches())]) + 1
-    good = _good_revisions(work)
-
-    def back(node: Node, target: str) -> str:
-        if run.kind == "Rollback":
-            return target
-        assignment = work.assignment(node)
-        if assignment is not None and assignment in good:
-            return assignment
-        return work.stable or ASSIGNMENT_NONE
-
-    for index, page in enumerate(arithmetic.pages(list(nodes)), start=1):
-        entries = []
-        for node in page:
-            target = to(node)
-            entries.append(
-                BatchNode(
-                    name=node.name,
-                    uid=node.uid,
-                    origin=work.assignment(node) or "",
-                    to=target,
-                    back=back(node, target),
-                )
-            )
-        spec = RolloutBatchSpec(
-            rollout=seen.name,
-            run=run.id,
-            kind=run.kind,
-            version=run.version,
-            batch=number,
-            page=index,
-            step=step,
-            started_at=seen.now,
-            started_by=run.started_by,
-            paused_seconds=work.paused_seconds(),
-            nodes=entries,
-        )
-        work.new_batches.append(CreateBatch(batch_name(seen.name, run.id, number, index), spec))
-    work.update_run(batches=number)
-    work.gate = f"batch {number} starts"
-
-
-def _start_run(work: Work, *, kind: RunKind, version: str, revision: str, of_run: int | None = None) -> None:
-    seen = work.seen
-    last = max([record.id for record in work.history], default=0)
-    work.run = RunStatus(
-        id=last + 1,
-        kind=kind,
-        state="Running",
-        version=version,
-        revision=revision,
-        from_revision=work.stable,
-        of_run=of_run,
-        started_at=seen.now,
-        started_by=seen.started_by if kind == "Rollout" else "outrider",
-        nodes=len(seen.members),
-    )
-    work.urgent_status = True
-    if kind == "Rollout":
-        work.say("Normal", "RunStarted", f"Run {work.run.id}: {len(seen.members)} nodes to {version}")
-
-
-def _finish(work: Work, state: RunState) -> None:
-    work.update_run(state=state, finished_at=work.seen.now, message="")
-    work.urgent_status = True
-
-
-def _end_run(work: Work, result: RunState, message: str) -> None:
-    """Put the present run into the history, and close what is open of its records."""
-    run = work.run
-    assert run is not None  # noqa: S101 - callers have a run
-    for batch in work.run_batches():
-        results = work.results[batch.name]
-        for name, before in results.items():
-            if before.state == "Returning":
-                results[name] = before.model_copy(update={"state": "Failed"})
-            elif before.state not in RESULTS:
-                note = "the run ended before the node was touched"
-                if before.state != "Pending":
-                    note = f"the run ended while the node was on its way ({before.state})"
-                results[name] = _result(work, before, "Skipped", "RunEnded", note)
-        if work.finished[batch.name] is None:
-            work.finished[batch.name] = work.seen.now
-            work.urgent_batches.add(batch.name)
-    states = [result.state for _, _, result in work.entries()]
-    work.history.insert(
-        0,
-        RunRecord(
-            id=run.id,
-            kind=run.kind,
-            version=run.version,
-            revision=run.revision,
-            result=result,
-            started_at=run.started_at,
-            finished_at=run.finished_at or work.seen.now,
-            nodes=run.nodes,
-            healthy=sum(state == "Succeeded" for state in states),
-            failed=sum(state in FAILED for state in states),
-            skipped=sum(state == "Skipped" for state in states),
-            message=message[:512],
-        ),
-    )
+        move(work, node, goal)
 
 
 def _assemble(work: Work) -> Plan:

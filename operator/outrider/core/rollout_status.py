@@ -14,8 +14,8 @@ from outrider.api.rollout import (
 from outrider.core import batches as arithmetic
 from outrider.core.conditions import Finding, merge_conditions
 from outrider.core.snapshot import RolloutSnapshot
+from outrider.core.states import FAILED
 
-_FAILED = frozenset({"Failed", "Returning", "RolledBack"})
 _MAX_FAILURES = 10
 
 Entry = tuple[BatchNode, NodeResult]
@@ -45,7 +45,7 @@ def build_status(
         failures=[
             NodeFailure(node=entry.name, reason=result.reason, message=result.message)
             for entry, result in results
-            if result.state in _FAILED
+            if result.state in FAILED
         ][:_MAX_FAILURES],
         history=list(history),
         conditions=merge_conditions(seen.status.conditions, findings, seen.generation, seen.now),
@@ -62,7 +62,7 @@ def _count(seen: RolloutSnapshot, run: RunStatus, results: Sequence[Entry], upda
             name not in touched and seen.nodes[name].labels.get(seen.assignment_key) != run.revision
             for name in seen.members
         )
-    failed = sum(state in _FAILED for state in states)
+    failed = sum(state in FAILED for state in states)
     expected = max(run.batches, 1) if run.state == "Running" else run.batches
     if run.kind == "Rollout" and run.state == "Running":
         direct = run.revision == run.from_revision

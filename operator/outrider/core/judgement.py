@@ -1,0 +1,171 @@
+"""What has become of the nodes that a run touched, and when that is too much."""
+
+from datetime import timedelta
+
+from outrider.api.names import ASSIGNMENT_NONE
+from outrider.api.rollout import BatchNode, NodeResult, RunStatus
+from outrider.core import batches as arithmetic
+from outrider.core.health import Verdict, judge_pods
+from outrider.core.moves import leaving
+from outrider.core.snapshot import Batch, Node
+from outrider.core.states import FAILED, ONGOING, RESULTS
+from outrider.core.work import Work, same_node, why_skip
+
+
+def judge_nodes(work: Work) -> None:
+    """What has become of every node that the present run touched?"""
+    if work.run is None or work.run.state not in ONGOING:
+        return
+    for batch in work.run_batches():
+        results = work.results[batch.name]
+        for entry in batch.spec.nodes:
+            before = results[entry.name]
+            after = _judge_node(work, batch, entry, before)
+            if after.state != before.state and after.state in {"Failed", "Skipped"}:
+                work.urgent_batches.add(batch.name)
+            results[entry.name] = after
+
+
+def tell_end_of_batch(work: Work, batch: Batch) -> None:
+    """Add the event that says how a batch ended."""
+    states = [result.state for result in work.results[batch.name].values()]
+    failed = sum(state in FAILED for state in states)
+    name = f"canary step {batch.spec.step}" if batch.spec.step else f"batch {batch.spec.batch}"
+    work.say(
+        "Warning" if failed else "Normal",
+        "BatchFinished",
+        f"Run {batch.spec.run}, {name}: {states.count('Succeeded')} of {len(states)} nodes healthy, {failed} failed, "
+        f"{states.count('Skipped')} left out",
+    )
+
+
+def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) -> NodeResult:
+    if result.state in {"Skipped", "RolledBack"}:
+        return result
+    node = same_node(work, entry)
+    if node is None:
+        if result.state in {"Succeeded", "Failed"}:
+            return result
+        if result.state == "Pending":
+            return with_state(work, result, "Skipped", "NodeGone", "the node was deleted before it was moved")
+        return with_state(work, result, "Failed", "NodeGone", "the node was deleted before its agent was healthy")
+    assignment = work.assignment(node)
+    if result.state in FAILED:
+        return _judge_return(work, entry, result, node)
+    if assignment == (entry.origin or None) and entry.origin != entry.to:
+        # Not touched yet. A rollback skips nobody: a dead node must not come back with what failed.
+        skip = why_skip(work, node) if batch.spec.kind == "Rollout" else None
+        return with_state(work, result, "Skipped", *skip) if skip is not None else result
+    if assignment not in {entry.to, leaving(entry.to), entry.origin or None}:
+        return with_state(
+            work, result, "Skipped", "AssignmentChanged", f"somebody set the node's assignment to {assignment}"
+        )
+    if not node.ready:
+        return with_state(work, result, "Failed", "NodeNotReady", "the node was Ready, and is not since it was moved")
+    if assignment != entry.to:
+        verdict = Verdict("Starting", "StuckTerminating", "the old agent's pod does not end")
+        state = "Stopping"
+    else:
+        verdict = judge_pods(work.pods(node.name), entry.to, work.seen.spec.health, work.seen.now)
+        if entry.to == ASSIGNMENT_NONE:
+            verdict = Verdict("Healthy")
+        state = verdict.state
+    return _settle(work, batch, result, verdict, state)
+
+
+def _settle(work: Work, batch: Batch, result: NodeResult, verdict: Verdict, state: str) -> NodeResult:
+    """Turn a verdict on a node that is where it should be into its result."""
+    now = work.seen.now
+    if verdict.state == "Healthy":
+        return result if result.state == "Succeeded" else with_state(work, result, "Succeeded", "", "")
+    if verdict.state == "Failed":
+        return with_state(work, result, "Failed", verdict.reason, verdict.message)
+    if result.state == "Succeeded":
+        # It was healthy and is not: its clock starts again, and the batch is open again.
+        return with_state(work, result.model_copy(update={"started_at": now}), state, verdict.reason, verdict.message)
+    timeout = work.seen.spec.health.timeout_seconds
+    begun = result.started_at or batch.spec.started_at
+    paused = work.paused_seconds() - batch.spec.paused_seconds
+    deadline = begun + timedelta(seconds=timeout + paused)
+    if now >= deadline and (work.run is None or work.run.paused_since is None):
+        reason = verdict.reason if verdict.reason == "StuckTerminating" else "HealthTimeout"
+        return with_state(work, result, "Failed", reason, f"not healthy within {timeout} s: {verdict.message}")
+    work.wakes.append(min(deadline, verdict.wake_at) if verdict.wake_at else deadline)
+    return with_state(work, result, state, verdict.reason, verdict.message)
+
+
+def _judge_return(work: Work, entry: BatchNode, result: NodeResult, node: Node) -> NodeResult:
+    """Judge a failed node: has it come back to what it ran before?"""
+    assignment = work.assignment(node)
+    if entry.back == entry.to:
+        return result
+    if assignment == entry.back:
+        health = work.seen.spec.health
+        verdict = judge_pods(work.pods(node.name), entry.back, health, work.seen.now)
+        if entry.back == ASSIGNMENT_NONE or verdict.state == "Healthy":
+            return with_state(work, result, "RolledBack", result.reason, result.message)
+        if verdict.wake_at is not None:
+            work.wakes.append(verdict.wake_at)
+    if result.state == "Returning" and result.finished_at is not None:
+        deadline = result.finished_at + timedelta(seconds=work.seen.spec.health.timeout_seconds)
+        if work.seen.now >= deadline:
+            return result.model_copy(
+                update={
+                    "state": "Failed",
+                    "reason": "ReturnFailed",
+                    "message": f"not healthy again after going back; it had failed with {result.reason}"[:256],
+                }
+            )
+        work.wakes.append(deadline)
+    return result
+
+
+def with_state(work: Work, before: NodeResult, state: str, reason: str, message: str) -> NodeResult:
+    """Return a node's new result; the same one if nothing changed."""
+    message = message if len(message) <= 256 else message[:253] + "..."
+    if (before.state, before.reason, before.message) == (state, reason, message):
+        return before
+    ends = state in RESULTS
+    return before.model_copy(
+        update={
+            "state": state,
+            "reason": reason,
+            "message": message,
+            "started_at": before.started_at or (work.seen.now if state not in {"Pending", "Skipped"} else None),
+            # A failed node keeps the time of its failure while it goes back: its return is measured from there.
+            "finished_at": (before.finished_at or work.seen.now if before.state in FAILED else work.seen.now)
+            if ends
+            else None,
+        }
+    )
+
+
+def why_over_tolerance(work: Work, run: RunStatus) -> str:
+    """Return why the run has failed, as a sentence; "" while it has not."""
+    strategy = work.seen.spec.strategy
+    states: list[tuple[int, int, str]] = [
+        (batch.spec.batch, batch.spec.step, result.state) for batch, _, result in work.entries()
+    ]
+    failed = sum(state in FAILED for _, _, state in states)
+    if not failed:
+        return ""
+    examples = _examples(work)
+    allowed = arithmetic.tolerated(strategy.failure_tolerance, run.nodes)
+    if failed > allowed:
+        return f"{failed} of {run.nodes} nodes failed, tolerated are {allowed} ({examples})"
+    for number in sorted({number for number, _, _ in states}):
+        moved = [(step, state) for n, step, state in states if n == number and state != "Skipped"]
+        step = moved[0][0] if moved else 0
+        bad = sum(state in FAILED for _, state in moved)
+        if step and strategy.canary and step <= len(strategy.canary.steps):
+            allowed = arithmetic.tolerated(strategy.canary.steps[step - 1].failure_tolerance, len(moved))
+            if bad > allowed:
+                return f"{bad} of {len(moved)} nodes of canary step {step} failed, tolerated are {allowed} ({examples})"
+        if bad == len(moved) >= 2:
+            return f"all {bad} nodes of batch {number} failed ({examples})"
+    return ""
+
+
+def _examples(work: Work) -> str:
+    found = [f"{entry.name}: {result.reason}" for _, entry, result in work.entries() if result.state in FAILED]
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")

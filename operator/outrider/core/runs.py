@@ -1,0 +1,70 @@
+"""The life of a run: how it starts, gets its result, and goes into the history."""
+
+from outrider.api.rollout import RunKind, RunRecord, RunState, RunStatus
+from outrider.core.judgement import with_state
+from outrider.core.states import FAILED, RESULTS
+from outrider.core.work import Work
+
+
+def start_run(work: Work, *, kind: RunKind, version: str, revision: str, of_run: int | None = None) -> None:
+    """Begin a run with the next number; its first batch is made once it is stored."""
+    seen = work.seen
+    last = max([record.id for record in work.history], default=0)
+    work.run = RunStatus(
+        id=last + 1,
+        kind=kind,
+        state="Running",
+        version=version,
+        revision=revision,
+        from_revision=work.stable,
+        of_run=of_run,
+        started_at=seen.now,
+        started_by=seen.started_by if kind == "Rollout" else "outrider",
+        nodes=len(seen.members),
+    )
+    work.urgent_status = True
+    if kind == "Rollout":
+        work.say("Normal", "RunStarted", f"Run {work.run.id}: {len(seen.members)} nodes to {version}")
+
+
+def finish_run(work: Work, state: RunState) -> None:
+    """Give the present run its result; it stays the newest until another starts."""
+    work.update_run(state=state, finished_at=work.seen.now, message="")
+    work.urgent_status = True
+
+
+def end_run(work: Work, result: RunState, message: str) -> None:
+    """Put the present run into the history, and close what is open of its records."""
+    run = work.run
+    assert run is not None  # noqa: S101 - callers have a run
+    for batch in work.run_batches():
+        results = work.results[batch.name]
+        for name, before in results.items():
+            if before.state == "Returning":
+                results[name] = before.model_copy(update={"state": "Failed"})
+            elif before.state not in RESULTS:
+                note = "the run ended before the node was touched"
+                if before.state != "Pending":
+                    note = f"the run ended while the node was on its way ({before.state})"
+                results[name] = with_state(work, before, "Skipped", "RunEnded", note)
+        if work.finished[batch.name] is None:
+            work.finished[batch.name] = work.seen.now
+            work.urgent_batches.add(batch.name)
+    states = [result.state for _, _, result in work.entries()]
+    work.history.insert(
+        0,
+        RunRecord(
+            id=run.id,
+            kind=run.kind,
+            version=run.version,
+            revision=run.revision,
+            result=result,
+            started_at=run.started_at,
+            finished_at=run.finished_at or work.seen.now,
+            nodes=run.nodes,
+            healthy=sum(state == "Succeeded" for state in states),
+            failed=sum(state in FAILED for state in states),
+            skipped=sum(state == "Skipped" for state in states),
+            message=message[:512],
+        ),
+    )

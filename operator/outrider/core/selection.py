@@ -1,0 +1,99 @@
+"""Which nodes a run moves next, and the record that is stored before the first of them is touched."""
+
+from collections.abc import Callable, Iterable
+
+from outrider.api.names import ASSIGNMENT_NONE, batch_name
+from outrider.api.rollout import BatchNode, RolloutBatchSpec, RunStatus
+from outrider.core import batches as arithmetic
+from outrider.core.moves import is_leaving
+from outrider.core.plan import CreateBatch
+from outrider.core.snapshot import Node
+from outrider.core.states import COMES_BACK
+from outrider.core.work import Work, good_revisions, is_direct, why_skip
+
+
+def remaining_nodes(work: Work) -> list[Node]:
+    """Return the nodes of the fleet that the run has still to move."""
+    run = work.run
+    if run is None:
+        return []
+    done = {
+        (entry.name, entry.uid)
+        for _, entry, result in work.entries()
+        if not (result.state == "Skipped" and result.reason in COMES_BACK)
+    }
+    away = {(entry.name, entry.uid) for _, entry, result in work.entries()} - done
+    remaining = []
+    for node in work.members():
+        assignment = work.assignment(node)
+        if (node.name, node.uid) in done or is_leaving(assignment) or assignment == run.revision:
+            continue
+        if assignment is None and work.stable is not None and work.stable in work.seen.revisions:
+            continue  # a joiner: it is welcomed first
+        if (node.name, node.uid) in away and why_skip(work, node) is not None:
+            continue  # recorded already, and still away
+        remaining.append(node)
+    return remaining
+
+
+def next_size(work: Work, run: RunStatus) -> tuple[int, int]:
+    """Return the canary step (0: none) and the size of the run's next batch."""
+    spec = work.seen.spec
+    if spec.strategy.type == "Full":
+        return 0, len(work.seen.nodes)
+    if not is_direct(run):
+        # A step whose nodes were all skipped proved nothing: it is taken again with others.
+        steps = {
+            batch.spec.step for batch, _, result in work.entries() if batch.spec.step and result.state != "Skipped"
+        }
+        step = max(steps, default=0) + 1
+        if step <= arithmetic.canary_steps(spec):
+            return step, arithmetic.canary_size(spec, step, run.nodes)
+    return 0, arithmetic.rolling_size(spec, run.nodes)
+
+
+def create_batch(work: Work, nodes: Iterable[Node], *, step: int, to: Callable[[Node], str]) -> None:
+    """Add the next batch of the run: `nodes` in their order, each to where `to` says, in pages."""
+    run, seen = work.run, work.seen
+    assert run is not None  # noqa: S101 - callers have a run
+    # A batch may have been stored by a process that ended before it could write the status.
+    number = max([run.batches, *(batch.spec.batch for batch in work.run_batches())]) + 1
+    good = good_revisions(work)
+
+    def back(node: Node, target: str) -> str:
+        if run.kind == "Rollback":
+            return target
+        assignment = work.assignment(node)
+        if assignment is not None and assignment in good:
+            return assignment
+        return work.stable or ASSIGNMENT_NONE
+
+    for index, page in enumerate(arithmetic.pages(list(nodes)), start=1):
+        entries = []
+        for node in page:
+            target = to(node)
+            entries.append(
+                BatchNode(
+                    name=node.name,
+                    uid=node.uid,
+                    origin=work.assignment(node) or "",
+                    to=target,
+                    back=back(node, target),
+                )
+            )
+        spec = RolloutBatchSpec(
+            rollout=seen.name,
+            run=run.id,
+            kind=run.kind,
+            version=run.version,
+            batch=number,
+            page=index,
+            step=step,
+            started_at=seen.now,
+            started_by=run.started_by,
+            paused_seconds=work.paused_seconds(),
+            nodes=entries,
+        )
+        work.new_batches.append(CreateBatch(batch_name(seen.name, run.id, number, index), spec))
+    work.update_run(batches=number)
+    work.gate = f"batch {number} starts"

@@ -1,0 +1,11 @@
+"""The states of nodes and runs, by what they mean for a decision."""
+
+from typing import Final
+
+IN_FLIGHT: Final = frozenset({"Stopping", "Downloading", "Starting", "Returning"})
+RESULTS: Final = frozenset({"Succeeded", "Failed", "RolledBack", "Skipped"})
+FAILED: Final = frozenset({"Failed", "Returning", "RolledBack"})
+ONGOING: Final = frozenset({"Running", "Paused"})
+COMPLETED: Final = frozenset({"Succeeded", "PartiallySucceeded"})
+COMES_BACK: Final = frozenset({"NodeNotReady", "WouldNotSchedule"})
+"""Reasons of Skipped that may pass: such a node is taken by a later batch of the same run."""

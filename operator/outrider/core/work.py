@@ -1,0 +1,135 @@
+"""One pass in the making: what the policies share, and the few questions that several of them ask."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from outrider.api.names import ASSIGNMENT_NONE
+from outrider.api.rollout import BatchNode, NodeResult, RunRecord, RunStatus
+from outrider.core.moves import next_assignment
+from outrider.core.plan import Action, Assign, CreateBatch, Event
+from outrider.core.scheduling import why_not_scheduled
+from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
+from outrider.core.states import COMPLETED
+
+
+@dataclass
+class Work:
+    """One pass in the making: what the policies have found and decided so far. Lives only inside `plan_rollout`."""
+
+    seen: RolloutSnapshot
+    run: RunStatus | None
+    stable: str | None
+    stable_version: str | None
+    history: list[RunRecord]
+    results: dict[str, dict[str, NodeResult]] = field(default_factory=dict)
+    finished: dict[str, datetime | None] = field(default_factory=dict)
+    urgent_batches: set[str] = field(default_factory=set)
+    urgent_status: bool = False
+    prerequisites: list[Action] = field(default_factory=list)
+    new_batches: list[CreateBatch] = field(default_factory=list)
+    moves: list[Assign] = field(default_factory=list)
+    clean_up: list[Action] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    wakes: list[datetime] = field(default_factory=list)
+    gate: str = ""
+    ended: bool = False
+
+    @property
+    def spec_paused(self) -> bool:
+        """Whether a person has paused the Rollout."""
+        return self.seen.spec.paused
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is a run that makes batches."""
+        return self.run is not None and self.run.state == "Running"
+
+    def assignment(self, node: Node) -> str | None:
+        """Return the node's assignment."""
+        return node.labels.get(self.seen.assignment_key)
+
+    def pods(self, node: str) -> tuple[Pod, ...]:
+        """Return the agents' pods on a node."""
+        return self.seen.pods.get(node, ())
+
+    def members(self) -> Iterator[Node]:
+        """Iterate over the nodes of the target."""
+        return (self.seen.nodes[name] for name in self.seen.members)
+
+    def run_batches(self, run: int | None = None) -> list[Batch]:
+        """Return the stored batches of a run (default: the present one), oldest first."""
+        wanted = run if run is not None else (self.run.id if self.run else 0)
+        return [batch for batch in self.seen.batches if batch.spec.run == wanted]
+
+    def entries(self) -> Iterator[tuple[Batch, BatchNode, NodeResult]]:
+        """Iterate over all node entries of the present run with their results so far."""
+        for batch in self.run_batches():
+            results = self.results[batch.name]
+            for entry in batch.spec.nodes:
+                yield batch, entry, results[entry.name]
+
+    def paused_seconds(self) -> int:
+        """Return how long the run has stood in pauses, the present one included."""
+        if self.run is None:
+            return 0
+        present = (self.seen.now - self.run.paused_since).total_seconds() if self.run.paused_since else 0
+        return self.run.paused_seconds + int(present)
+
+    def update_run(self, **changes: object) -> None:
+        """Change fields of the run's status."""
+        assert self.run is not None  # noqa: S101 - callers have a run
+        self.run = self.run.model_copy(update=changes)
+
+    def say(self, kind: str, reason: str, message: str) -> None:
+        """Add an event."""
+        self.events.append(Event("Warning" if kind == "Warning" else "Normal", reason, message))
+
+
+def why_skip(work: Work, node: Node) -> tuple[str, str] | None:
+    """Return reason and message why a node must not lose its agent now, or None."""
+    if not node.ready:
+        return "NodeNotReady", "the node is not Ready; it is moved when it is again"
+    if why := why_not_scheduled(work.seen.spec.template.get("spec") or {}, node):
+        return "WouldNotSchedule", why
+    return None
+
+
+def is_direct(run: RunStatus) -> bool:
+    """Tell whether a run goes without canary and intervals: rollbacks, and returns to what was stable."""
+    return run.kind == "Rollback" or run.revision == run.from_revision
+
+
+def is_lenient(work: Work, run: RunStatus) -> bool:
+    """Tell whether a run goes on whatever fails.
+
+    A rollback, or a return to what is stable, has nothing better to go back to; and a run that completed once is not
+    taken back for a late node that fails: that node goes back alone.
+    """
+    return run.kind == "Rollback" or run.revision == work.stable
+
+
+def good_revisions(work: Work) -> frozenset[str]:
+    """Return the assignments that a node may keep when a run is taken back."""
+    good = {ASSIGNMENT_NONE}
+    if work.stable:
+        good.add(work.stable)
+    good |= {record.revision for record in work.history if record.kind == "Rollout" and record.result in COMPLETED}
+    if work.run is not None:
+        good.discard(work.run.revision)
+    return frozenset(good)
+
+
+def same_node(work: Work, entry: BatchNode) -> Node | None:
+    """Return the node of an entry unless it is gone; under another UID it is another node."""
+    node = work.seen.nodes.get(entry.name)
+    return node if node is not None and node.uid == entry.uid else None
+
+
+def move(work: Work, node: Node, target: str) -> None:
+    """Bring a node one step nearer to `target`, if it can take one."""
+    assignment = work.assignment(node)
+    live = {pod.revision for pod in work.pods(node.name) if pod.live}
+    step = next_assignment(assignment, target, live, served_by_joiners=bool(work.seen.joiners))
+    if step is not None:
+        work.moves.append(Assign(node.name, node.uid, assignment, step))
