@@ -76,6 +76,7 @@ class Fleet:
         self.nodes: dict[str, SimNode] = {}
         self.batches: dict[str, Batch] = {}
         self.revisions: dict[str, str] = {}
+        self.platforms: dict[str, frozenset[str]] = {}
         self.joiners: list[str] = []
         self.finalizer = False
         self.deleting = False
@@ -97,6 +98,10 @@ class Fleet:
 
     def set_ready(self, name: str, ready: bool) -> None:
         self.nodes[name].node = replace(self.nodes[name].node, ready=ready)
+
+    def label(self, name: str, labels: dict[str, str]) -> None:
+        node = self.nodes[name].node
+        self.nodes[name].node = replace(node, labels={**node.labels, **labels})
 
     def change(self, **changes: Any) -> None:
         self.spec = RolloutSpec.model_validate(self.spec.to_api() | changes)
@@ -131,6 +136,7 @@ class Fleet:
             pods={name: tuple(self._seen(name, pod) for pod in sim.pods) for name, sim in self.nodes.items()},
             batches=tuple(sorted(self.batches.values(), key=lambda b: (b.spec.run, b.spec.batch, b.spec.page))),
             revisions=dict(self.revisions),
+            platforms=dict(self.platforms),
             joiners=tuple(self.joiners),
         )
 

@@ -247,3 +247,28 @@ def test_old_revisions_and_records_are_forgotten() -> None:
         fleet.settle()
     assert {b.spec.run for b in fleet.batches.values()} == {4, 5}
     assert set(fleet.revisions) == {"r-1.4.0", "r-1.3.0", "r-1.2.0"}
+
+
+def test_after_a_restart_of_the_operator_healthy_nodes_stay_healthy() -> None:
+    fleet = installed(strategy=CANARY, health={"timeoutSeconds": 60, "minReadySeconds": 20})
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: any(b.spec.run == 2 and b.status.finished_at for b in f.batches.values()))
+    before = dict(fleet.batches)
+    for sim in fleet.nodes.values():
+        for pod in sim.pods:
+            pod.ready_since = fleet.now  # what a new process believes
+    fleet.execute(fleet.plan())
+    assert all(fleet.batches[name] == batch for name, batch in before.items())
+
+
+def test_nodes_that_the_version_has_nothing_for_are_left_out_and_keep_their_agent() -> None:
+    fleet = installed(4)
+    fleet.platforms = {"r-1.1.0": frozenset({"linux/amd64"})}
+    for name, arch in zip(sorted(fleet.nodes), ["amd64", "arm64", "amd64", "amd64"], strict=True):
+        fleet.label(name, {"kubernetes.io/os": "linux", "kubernetes.io/arch": arch})
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.1.0": 3, "r-1.0.0": 1}
+    assert [(e.name, s, r) for e, s, r in fleet.entries(2) if s != "Succeeded"] == [
+        ("node-001", "Skipped", "NoArtifact")
+    ]

@@ -26,6 +26,8 @@ ROLE_JOINERS: Final = "joiners"
 LABEL_RUN: Final = f"{GROUP}/run"
 LABEL_BATCH: Final = f"{GROUP}/batch"
 ANNOTATION_FETCH_IMAGE: Final = f"{GROUP}/fetch-image"
+ANNOTATION_PLATFORMS: Final = f"{GROUP}/platforms"
+"""On a revision's DaemonSet: the platforms that its version has artifacts for, separated by commas."""
 
 ANNOTATION_RECONCILE: Final = f"{GROUP}/reconcile-requested-at"
 """A nonce: when it changes, what failed is tried again at once."""
@@ -34,6 +36,8 @@ ANNOTATION_RECONCILE: Final = f"{GROUP}/reconcile-requested-at"
 ASSIGNMENT_PREFIX: Final = f"agents.{GROUP}/"
 ASSIGNMENT_NONE: Final = "none"
 ASSIGNMENT_LEAVING: Final = "to-"
+LABEL_OS: Final = "kubernetes.io/os"
+LABEL_ARCH: Final = "kubernetes.io/arch"
 LABEL_EXCLUDE: Final = f"{GROUP}/exclude"
 
 # Trust.

@@ -76,6 +76,8 @@ def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) 
 def _settle(work: Work, batch: Batch, result: NodeResult, verdict: Verdict, state: str) -> NodeResult:
     """Turn a verdict on a node that is where it should be into its result."""
     now = work.seen.now
+    if result.state == "Succeeded" and verdict.reason == "MinReady":
+        return result  # it is Ready; since when exactly is forgotten when the operator restarts
     if verdict.state == "Healthy":
         return result if result.state == "Succeeded" else with_state(work, result, "Succeeded", "", "")
     if verdict.state == "Failed":

@@ -102,6 +102,9 @@ def build_joiners(revision_daemonset: Json, target: Target, assignment_key: str)
             requirement.to_api() if requirement.values else {"key": requirement.key, "operator": requirement.operator}
             for requirement in target.node_selector.match_expressions
         ]
+    if platforms := (metadata.get("annotations") or {}).get(names.ANNOTATION_PLATFORMS):
+        architectures = sorted({platform.partition("/")[2] for platform in platforms.split(",")})
+        unassigned.append({"key": names.LABEL_ARCH, "operator": "In", "values": architectures})
     required = template["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     for term in required["nodeSelectorTerms"]:
         kept = [e for e in term.get("matchExpressions") or [] if e["key"] != assignment_key]
@@ -153,7 +156,10 @@ def _daemonset(
             "name": daemonset_name(rollout, revision),
             "namespace": namespace,
             "labels": labels,
-            "annotations": {names.ANNOTATION_FETCH_IMAGE: fetch.image},
+            "annotations": {
+                names.ANNOTATION_FETCH_IMAGE: fetch.image,
+                names.ANNOTATION_PLATFORMS: ",".join(sorted(fetch.digests)),
+            },
         },
         "spec": {
             "selector": {"matchLabels": selector},

@@ -39,7 +39,7 @@ from outrider.core.runs import end_run, finish_run, start_run
 from outrider.core.selection import create_batch, next_size, remaining_nodes
 from outrider.core.snapshot import Node, RolloutSnapshot
 from outrider.core.states import COMPLETED, FAILED, IN_FLIGHT, ONGOING, RESULTS
-from outrider.core.work import Work, good_revisions, is_direct, is_lenient, move, same_node, why_skip
+from outrider.core.work import Work, good_revisions, is_direct, is_lenient, move, same_node, why_no_artifact, why_skip
 
 Policy = Callable[[Work], None]
 """One question about a fleet, and what follows from the answer."""
@@ -159,7 +159,9 @@ def welcome_joiners(work: Work) -> None:
             return
     in_batches = {entry.name: entry.uid for _, entry, result in work.entries() if result.state != "Skipped"}
     for node in work.members():
-        if work.assignment(node) is None and in_batches.get(node.name) != node.uid:
+        if work.assignment(node) is not None or in_batches.get(node.name) == node.uid:
+            continue
+        if not why_no_artifact(work, node, stable):
             move(work, node, stable)
 
 

@@ -9,7 +9,7 @@ from outrider.core.moves import is_leaving
 from outrider.core.plan import CreateBatch
 from outrider.core.snapshot import Node
 from outrider.core.states import COMES_BACK
-from outrider.core.work import Work, good_revisions, is_direct, why_skip
+from outrider.core.work import Work, good_revisions, is_direct, why_no_artifact, why_skip
 
 
 def remaining_nodes(work: Work) -> list[Node]:
@@ -28,7 +28,12 @@ def remaining_nodes(work: Work) -> list[Node]:
         assignment = work.assignment(node)
         if (node.name, node.uid) in done or is_leaving(assignment) or assignment == run.revision:
             continue
-        if assignment is None and work.stable is not None and work.stable in work.seen.revisions:
+        if (
+            assignment is None
+            and work.stable is not None
+            and work.stable in work.seen.revisions
+            and not why_no_artifact(work, node, work.stable)
+        ):
             continue  # a joiner: it is welcomed first
         if (node.name, node.uid) in away and why_skip(work, node) is not None:
             continue  # recorded already, and still away

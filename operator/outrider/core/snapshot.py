@@ -86,7 +86,7 @@ class RolloutSnapshot:
 
     `nodes` are all nodes of the target and all that carry an assignment of this Rollout; `members` names those of the
     target. `pods` are the agents' pods by node. `revisions` names the revisions whose DaemonSets exist, each with its
-    version; `joiners` the revision that the joiners' DaemonSet brings. `wanted` is the revision that the spec asks
+    version, `platforms` what each has artifacts for (nothing said: any); `joiners` the revision that the joiners' DaemonSet brings. `wanted` is the revision that the spec asks
     for, `owned_by_others` the nodes of the target that belong to an older Rollout.
     """
 
@@ -109,6 +109,7 @@ class RolloutSnapshot:
     pods: Mapping[str, tuple[Pod, ...]] = field(default_factory=dict)
     batches: tuple[Batch, ...] = ()
     revisions: Mapping[str, str] = field(default_factory=dict)
+    platforms: Mapping[str, frozenset[str]] = field(default_factory=dict)
     joiners: tuple[str, ...] = ()
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from outrider.api.names import ASSIGNMENT_NONE
+from outrider.api.names import ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS
 from outrider.api.rollout import BatchNode, NodeResult, RunRecord, RunStatus
 from outrider.core.moves import next_assignment
 from outrider.core.plan import Action, Assign, CreateBatch, Event
@@ -86,8 +86,19 @@ class Work:
         self.events.append(Event("Warning" if kind == "Warning" else "Normal", reason, message))
 
 
+def why_no_artifact(work: Work, node: Node, revision: str) -> str:
+    """Return why a revision has nothing for a node, as half a sentence; "" if it has."""
+    platforms = work.seen.platforms.get(revision)
+    os, arch = node.labels.get(LABEL_OS), node.labels.get(LABEL_ARCH)
+    if not platforms or os is None or arch is None or f"{os}/{arch}" in platforms:
+        return ""
+    return f"the version has no artifact for {os}/{arch}, only for {', '.join(sorted(platforms))}"
+
+
 def why_skip(work: Work, node: Node) -> tuple[str, str] | None:
     """Return reason and message why a node must not lose its agent now, or None."""
+    if work.run is not None and (why := why_no_artifact(work, node, work.run.revision)):
+        return "NoArtifact", why
     if not node.ready:
         return "NodeNotReady", "the node is not Ready; it is moved when it is again"
     if why := why_not_scheduled(work.seen.spec.template.get("spec") or {}, node):

@@ -119,6 +119,7 @@ class AgentDaemonSet:
     role: str
     revision: str
     version: str
+    platforms: frozenset[str]
     deleting: bool
 
 
@@ -134,6 +135,9 @@ def project_daemonset(obj: Json, _before: AgentDaemonSet | None = None) -> Agent
         role=labels.get(names.LABEL_ROLE, ""),
         revision=labels.get(names.LABEL_REVISION, ""),
         version=labels.get(names.LABEL_VERSION, ""),
+        platforms=frozenset(
+            filter(None, (metadata.get("annotations") or {}).get(names.ANNOTATION_PLATFORMS, "").split(","))
+        ),
         deleting=bool(metadata.get("deletionTimestamp")),
     )
 

@@ -105,6 +105,7 @@ class RolloutReconciler:
             if agent.rollout == name and agent.namespace == namespace:
                 pods.setdefault(agent.pod.node, []).append(agent.pod)
         revisions: dict[str, str] = {}
+        platforms: dict[str, frozenset[str]] = {}
         joiners: list[str] = []
         for daemonset in self._caches.daemonsets.values():
             if (daemonset.namespace, daemonset.rollout, daemonset.deleting) == (namespace, name, False):
@@ -112,6 +113,7 @@ class RolloutReconciler:
                     joiners.append(daemonset.revision)
                 else:
                     revisions[daemonset.revision] = daemonset.version
+                    platforms[daemonset.revision] = daemonset.platforms
         older = self._older_rollouts(body, spec.component)
         all_nodes = list(self._caches.nodes.values())
         members, foreign = select_members(all_nodes, spec.target, older)
@@ -150,6 +152,7 @@ class RolloutReconciler:
             pods={node: tuple(found) for node, found in pods.items()},
             batches=batches,
             revisions=revisions,
+            platforms=platforms,
             joiners=tuple(sorted(joiners)),
         )
 
