@@ -8,7 +8,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import click
 import kopf
@@ -76,7 +76,7 @@ async def _operate(settings: Settings, kubeconfig: str | None, context: str | No
             return 0
         standby.cancel()
         LEADER.set(1)
-        return await _act(controller, access, elector, stop)
+        return await _act(controller, access, elector, stop, identity)
     finally:
         controller.stop()
         await elector.release()
@@ -85,7 +85,9 @@ async def _operate(settings: Settings, kubeconfig: str | None, context: str | No
         await election.close()
 
 
-async def _act(controller: Controller, access: Access, elector: LeaseElector, stop: asyncio.Event) -> int:
+async def _act(
+    controller: Controller, access: Access, elector: LeaseElector, stop: asyncio.Event, identity: str
+) -> int:
     """Act while leading. Whatever ends first ends the process: a restart is the one way to recover."""
     ended, ready = asyncio.Event(), asyncio.Event()
     tasks = {
@@ -96,6 +98,8 @@ async def _act(controller: Controller, access: Access, elector: LeaseElector, st
             kopf.operator(
                 registry=build_registry(controller, access),
                 settings=build_settings(),
+                # Left to itself, kopf asks for the user's name, and in the image the user has none.
+                identity=cast("Any", identity),
                 clusterwide=True,
                 standalone=True,
                 stop_flag=ended,
