@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
-import threading
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,14 +39,9 @@ class ApiClient:
         self._port = address.port or 443
         self._context = ssl.create_default_context(cafile=str(ca_file))
         self._context.load_cert_chain(str(credentials.certificate), str(credentials.key))
-        self._local = threading.local()
-
-    def _connection(self) -> http.client.HTTPSConnection:
-        connection: http.client.HTTPSConnection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = http.client.HTTPSConnection(self._host, self._port, context=self._context, timeout=60)
-            self._local.connection = connection
-        return connection
+        # Each thread takes one and gives it back; appending and popping are atomic.
+        self._idle: list[http.client.HTTPSConnection] = []
+        weakref.finalize(self, _close_all, self._idle)
 
     def raw(
         self,
@@ -62,21 +57,27 @@ class ApiClient:
             status, text = self._exchange(method, path, payload, headers)
         except (http.client.HTTPException, ConnectionError):
             # A kept-alive connection that the server closed meanwhile shows only on use.
+            _close_all(self._idle)
+            self._idle.clear()
             status, text = self._exchange(method, path, payload, headers)
         if status >= 400:
             raise ApiError(method, path, status, text)
         return text
 
     def _exchange(self, method: str, path: str, payload: bytes | None, headers: dict[str, str]) -> tuple[int, str]:
-        connection = self._connection()
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = http.client.HTTPSConnection(self._host, self._port, context=self._context, timeout=60)
         try:
             connection.request(method, path, payload, headers)
             response = connection.getresponse()
-            return response.status, response.read().decode(errors="replace")
-        except (OSError, http.client.HTTPException):
+            status, text = response.status, response.read().decode(errors="replace")
+        except BaseException:
             connection.close()
-            self._local.connection = None
             raise
+        self._idle.append(connection)
+        return status, text
 
     def get(self, path: str, **query: str) -> Object:
         """GET an object or a list."""
@@ -128,6 +129,11 @@ class ApiClient:
         except ApiError as error:
             if error.status != 404:
                 raise
+
+
+def _close_all(connections: list[http.client.HTTPSConnection]) -> None:
+    for connection in connections:
+        connection.close()
 
 
 def _with_query(path: str, query: dict[str, str]) -> str:

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Ended by a supervisor is cleaned up like ended by Ctrl-C.
     signal.signal(signal.SIGTERM, interrupted)
+    # A shell starts background jobs with this one ignored.
+    signal.signal(signal.SIGINT, interrupted)
     try:
         code: int = options.command(options)
         return code
@@ -83,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     load = commands.add_parser("load-image", parents=[named], help="import into all real nodes")
     load.add_argument("archives", nargs="+", type=Path, metavar="TAR")
     load.set_defaults(command=_load_image)
+
+    build = commands.add_parser("build", help="build all that `up` needs, without starting anything")
+    build.add_argument("--real-nodes", default="auto", choices=["auto", "0", "1", "2"])
+    build.set_defaults(command=_build)
 
     tool = commands.add_parser("tool", help="print a binary's path, built if needed")
     tool.add_argument("tool", choices=toolchain.tool_names())
@@ -202,6 +208,11 @@ def _load_image(options: argparse.Namespace) -> int:
         raise LauncherError(f"cluster {options.name!r} has no real node to load images into")
     for archive in options.archives:
         cluster.load_image(archive)
+    return 0
+
+
+def _build(options: argparse.Namespace) -> int:
+    clusters.build(options.real_nodes)
     return 0
 
 

@@ -37,6 +37,7 @@ class Cluster:
 
     def __init__(self, known: state.State) -> None:
         self._state = known
+        self._client: ApiClient | None = None
         self.name = known.name
         self.directory = known.directory
         self.kubeconfig: Path = known.directory / "kubeconfig"
@@ -200,7 +201,9 @@ class Cluster:
 
     def client(self) -> ApiClient:
         """A small client with the administrator's rights."""
-        return _control_plane(self._state, {}).client()
+        if self._client is None:
+            self._client = _control_plane(self._state, {}).client()
+        return self._client
 
     @property
     def kubectl(self) -> Path:
@@ -301,18 +304,26 @@ def remove(name: str) -> bool:
     return True
 
 
+def build(real_nodes: int | str = "auto") -> None:
+    """Build and install beforehand what `Cluster.up` needs: on a fresh machine that takes minutes."""
+    toolchain.ensure(_needed_tools(_real_node_count(real_nodes), with_registry=True))
+
+
+def _needed_tools(real: int, *, with_registry: bool) -> tuple[str, ...]:
+    return (
+        toolchain.CONTROL_PLANE_TOOLS
+        + (toolchain.REGISTRY_TOOLS if with_registry else ())
+        + (toolchain.REAL_NODE_TOOLS if real else ())
+    )
+
+
 def _lock(name: str) -> AbstractContextManager[None]:
     return exclusive(clusters_directory() / f".{name}.lock", f"it works on cluster {name!r}")
 
 
 def _start(known: state.State, fake: int, real: int, with_registry: bool) -> Cluster:
     started = time.monotonic()
-    names: tuple[str, ...] = toolchain.CONTROL_PLANE_TOOLS
-    if with_registry:
-        names += toolchain.REGISTRY_TOOLS
-    if real:
-        names += toolchain.REAL_NODE_TOOLS
-    tools = toolchain.ensure(names)
+    tools = toolchain.ensure(_needed_tools(real, with_registry=with_registry))
     building = time.monotonic() - started
 
     _choose_addresses(known, real, with_registry)

@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupted)
+    # A shell starts background jobs with this one ignored.
+    signal.signal(signal.SIGINT, interrupted)
     try:
         code: int = options.command(options)
         return code

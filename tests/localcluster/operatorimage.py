@@ -141,6 +141,7 @@ def _chosen_base() -> str | None:
             return _DEFAULT
     except urllib.error.HTTPError as error:
         # 401 is how a registry says hello to a stranger; anything else is some gateway talking.
+        error.close()
         return _DEFAULT if error.code == 401 else None
     except OSError:
         return None
@@ -232,6 +233,11 @@ def _pip_settings() -> dict[str, str]:
         key = name.rpartition(".")[2]
         if equals and key in (*_PIP_SETTINGS, "cert"):
             found.setdefault(key, " ".join(shlex.split(value)).replace("\\n", " "))
+    # Where this Python has no pip of its own, its environment variables are still there.
+    for key in (*_PIP_SETTINGS, "cert"):
+        value = os.environ.get("PIP_" + key.upper().replace("-", "_"), "")
+        if value:
+            found.setdefault(key, value)
     return found
 
 

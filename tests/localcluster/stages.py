@@ -414,9 +414,9 @@ def _lease_stage() -> Object:
                 }
             ]
         },
-        # Well within the 50 s that the controller manager waits, and with 1,000 nodes 45 writes
-        # a second, where kubelet's own 10 s would be 100.
-        delay={"durationMilliseconds": 20_000, "jitterDurationMilliseconds": 24_000},
+        # Within the 50 s that the controller manager waits, and with 1,000 nodes 32 writes a
+        # second, where kubelet's own 10 s would be 100.
+        delay={"durationMilliseconds": 28_000, "jitterDurationMilliseconds": 34_000},
     )
     stage["spec"]["resourceRef"]["apiGroup"] = "coordination.k8s.io/v1"
     return stage

@@ -121,6 +121,11 @@ def _find(name: str) -> tuple[Family, Tool]:
     raise LauncherError(f"no such tool: {name} (there are: {', '.join(tool_names())})")
 
 
+def missing(names: tuple[str, ...]) -> list[str]:
+    """Which of the named tools would have to be built first."""
+    return [name for name in names if not (_find(name)[0].cache() / name).exists()]
+
+
 def ensure(names: tuple[str, ...]) -> dict[str, Path]:
     """Return the path of each named tool, building first what is not in the cache."""
     wanted = [(name, *_find(name)) for name in names]
