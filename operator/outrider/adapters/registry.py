@@ -14,6 +14,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
@@ -98,13 +99,18 @@ class OciRegistry:
     Every operation raises Transient(RegistryUnavailable) when the registry is down or does not make sense,
     Transient(RegistryThrottled) when it asks to slow down, Stalling(RegistryDenied) when it refuses the credentials and
     Stalling(RegistryRefused) for any other refusal; what else it may raise is said there. What does not exist is None.
-    Use it as a context manager, or close it.
+    Use it as a context manager, or close it. Making one raises Stalling(RegistryInvalid) on settings that cannot work.
     """
 
     def __init__(self, settings: RegistrySettings) -> None:
         if _HOST.fullmatch(settings.host) is None:
             raise Stalling(
                 "RegistryInvalid", "the registry's host is not host[:port] without scheme and path; correct it"
+            )
+        if settings.ca_file is not None and not Path(settings.ca_file).is_file():
+            raise Stalling(
+                "RegistryInvalid",
+                f"there is no file {settings.ca_file} with the authorities for the registry; mount it",
             )
         self.settings = settings
         self.host = settings.host
@@ -638,7 +644,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
     ) -> requests.Response:
         for _ in range(_MAX_REDIRECTS + 1):
             authorization = self._authorization.get(repository)
-            extra = {"Authorization": authorization} if authorization and self._is_own(url) else {}
+            extra = {"Authorization": authorization} if authorization else {}
             response = self._send(method, url, what, data, {**headers, **extra}, timeout)
             if response.status_code not in _REDIRECTS or method not in {"GET", "HEAD"}:
                 return response

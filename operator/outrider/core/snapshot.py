@@ -85,9 +85,9 @@ class RolloutSnapshot:
     """One consistent look at a Rollout and its fleet.
 
     `nodes` are all nodes of the target and all that carry an assignment of this Rollout; `members` names those of the
-    target. `pods` are the agents' pods by node. `revisions` names the revisions whose DaemonSets exist, each with its
-    version, `platforms` what each has artifacts for (nothing said: any); `joiners` the revision that the joiners' DaemonSet brings. `wanted` is the revision that the spec asks
-    for, `owned_by_others` the nodes of the target that belong to an older Rollout.
+    target, `owned_by_others` those that belong to an older Rollout. `pods` are the agents' pods by node. `revisions`
+    names the revisions whose DaemonSets exist, each with its version; `platforms` what each has artifacts for (nothing
+    said: any); `joiners` the revisions that joiners' DaemonSets bring. `wanted` is the revision that the spec asks for.
     """
 
     now: datetime
