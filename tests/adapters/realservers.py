@@ -39,12 +39,19 @@ def free_port() -> int:
 class RealRegistry:
     """A registry on loopback with its data in a folder. It can be killed, and started again on the same port."""
 
-    def __init__(self, folder: Path, auth: dict[str, Any] | None = None, *, deletable: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        auth: dict[str, Any] | None = None,
+        *,
+        deletable: bool = True,
+        tls: dict[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.data = folder / "data"
         self.port = free_port()
         self.host = f"127.0.0.1:{self.port}"
-        configuration = {
+        configuration: dict[str, Any] = {
             "version": "0.1",
             "log": {"level": "warn", "accesslog": {"disabled": True}},
             "storage": {"filesystem": {"rootdirectory": str(self.data)}, "delete": {"enabled": deletable}},
@@ -52,6 +59,8 @@ class RealRegistry:
         }
         if auth is not None:
             configuration["auth"] = auth
+        if tls is not None:
+            configuration["http"]["tls"] = tls
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yml").write_text(json.dumps(configuration))
         self._process: subprocess.Popen[bytes] | None = None
@@ -114,7 +123,8 @@ class RealRegistry:
         connection = http.client.HTTPConnection(self.host, timeout=2)
         try:
             connection.request("GET", "/v2/")
-            return connection.getresponse().status in {200, 401}
+            # 400 is what a server that expects TLS says to plain HTTP.
+            return connection.getresponse().status in {200, 400, 401}
         except OSError:
             return False
         finally:
@@ -122,7 +132,10 @@ class RealRegistry:
 
 
 class RealHttpServer:
-    """A web server on loopback with a handler function per path; `requests` holds what was asked of it."""
+    """A web server on loopback with a handler function per path, or per method and path such as `PUT /x`.
+
+    `requests` holds what was asked of it.
+    """
 
     def __init__(self) -> None:
         self.handlers: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {}
@@ -136,7 +149,8 @@ class RealHttpServer:
 
             def do_GET(self) -> None:
                 owner.requests.append((self.path, dict(self.headers)))
-                handler = owner.handlers.get(urllib.parse.urlsplit(self.path).path)
+                path = urllib.parse.urlsplit(self.path).path
+                handler = owner.handlers.get(f"{self.command} {path}", owner.handlers.get(path))
                 try:
                     if handler is None:
                         self.send_error(404)
@@ -145,8 +159,7 @@ class RealHttpServer:
                 except OSError:  # the client has gone
                     self.close_connection = True
 
-            def do_HEAD(self) -> None:
-                self.do_GET()
+            do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = do_GET  # noqa: N815
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -322,9 +335,9 @@ class FlakyProxy:
 
 @contextmanager
 def running_registry(
-    folder: Path, auth: dict[str, Any] | None = None, *, deletable: bool = True
+    folder: Path, auth: dict[str, Any] | None = None, *, deletable: bool = True, tls: dict[str, str] | None = None
 ) -> Iterator[RealRegistry]:
-    registry = RealRegistry(folder, auth, deletable=deletable).start()
+    registry = RealRegistry(folder, auth, deletable=deletable, tls=tls).start()
     try:
         yield registry
     finally:

@@ -376,6 +376,24 @@ def test_a_registry_killed_in_the_middle_of_the_download(node: Node, registry: R
     assert node.file.read_bytes() == FILE
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_at_any_moment_it_leaves_the_whole_file_or_none(node: Node, seed: int) -> None:
+    process = node.start()
+    try:
+        time.sleep(random.Random(seed).uniform(0.15, 0.6))  # noqa: S311
+        process.kill()
+        process.wait()
+        assert not node.file.exists() or node.file.read_bytes() == FILE
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+    assert node.run()[0] == 0
+    assert node.file.read_bytes() == FILE
+    assert node.names() == [RECORD, "node-agent-bin"]
+
+
 def test_a_private_registry_and_credentials_that_are_corrected_while_it_waits(tmp_path: Path, signer: Signer) -> None:
     (tmp_path / "htpasswd").write_text(f"{USERNAME}:{BCRYPT}\n")
     auth = {"htpasswd": {"realm": "test", "path": str(tmp_path / "htpasswd")}}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -371,6 +372,143 @@ def test_statuses_say_what_has_to_happen_next(
         client.check()
     assert caught.value.reason == reason
     assert "(DENIED: not you)" in caught.value.message
+
+
+def uploads(web: RealHttpServer, location: str = "/upload", status: int = 202) -> None:
+    """Let a fake registry open uploads."""
+    web.serve("POST /v2/a/b/blobs/uploads/", b"", status=status, Location=location)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "reason"),
+    [
+        (503, Transient, "RegistryUnavailable"),
+        (404, Transient, "RegistryUnavailable"),
+        (401, Transient, "RegistryUnavailable"),
+        (416, Transient, "RegistryUnavailable"),
+        (429, Transient, "RegistryThrottled"),
+        (413, Stalling, "RegistryRefused"),
+        (403, Stalling, "RegistryDenied"),
+    ],
+)
+def test_an_answer_in_the_middle_of_an_upload(
+    web: RealHttpServer, status: int, kind: type[OutriderError], reason: str
+) -> None:
+    def refuse(request: Any) -> None:
+        request.rfile.read(100_000)
+        request.send_response(status)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+        request.close_connection = True
+
+    uploads(web)
+    web.handlers["PATCH /upload"] = refuse
+    with fake(web) as client, pytest.raises(OutriderError) as caught:
+        client.push_stream("a/b", pieces(5_000_000))
+    # A server that closes while it is being sent to is heard, or is not: then the connection was broken.
+    assert (type(caught.value), caught.value.reason) in {(kind, reason), (Transient, "RegistryUnavailable")}
+
+
+def drain(request: Any, status: int, **headers: str) -> None:
+    """Read a request's body to its end and answer."""
+    if request.headers.get("Transfer-Encoding") == "chunked":
+        while size := int(request.rfile.readline(), 16):
+            request.rfile.read(size + 2)
+        request.rfile.readline()
+    request.send_response(status)
+    for name, value in {"Content-Length": "0", **headers}.items():
+        request.send_header(name.replace("_", "-"), value)
+    request.end_headers()
+
+
+def test_a_registry_that_stored_other_bytes_than_were_sent_is_not_believed(web: RealHttpServer) -> None:
+    uploads(web)
+    web.handlers["PATCH /upload"] = lambda request: drain(request, 202, Location="/upload")
+    digest = "sha256:" + "0" * 64
+    web.handlers["PUT /upload"] = lambda request: drain(request, 201, Docker_Content_Digest=digest)
+    with fake(web) as client, pytest.raises(Transient, match="under another digest"):
+        client.push_stream("a/b", pieces(1000))
+
+
+def test_a_registry_that_received_other_bytes_makes_the_upload_start_again(web: RealHttpServer) -> None:
+    uploads(web)
+    web.handlers["PATCH /upload"] = lambda request: drain(request, 202, Location="/upload")
+    body = json.dumps({"errors": [{"code": "DIGEST_INVALID", "message": "provided digest did not match"}]}).encode()
+    web.serve("PUT /upload", body, status=400)
+    with fake(web) as client, pytest.raises(Transient) as caught:
+        client.push_stream("a/b", pieces(1000))
+    assert "DIGEST_INVALID" in caught.value.message
+
+
+@pytest.mark.parametrize("location", ["http://storage.invalid/upload", "ftp://x/y"])
+def test_an_upload_is_not_sent_to_another_host_without_tls(web: RealHttpServer, location: str) -> None:
+    uploads(web, location)
+    with fake(web) as client, pytest.raises(Transient, match="another host without TLS"):
+        client.push_stream("a/b", pieces(1000))
+
+
+def test_an_upload_without_a_location(web: RealHttpServer) -> None:
+    web.serve("POST /v2/a/b/blobs/uploads/", b"", status=202)
+    with fake(web) as client, pytest.raises(Transient, match="has no Location"):
+        client.push_stream("a/b", pieces(1000))
+
+
+def test_a_location_with_the_wrong_scheme_of_the_same_registry_is_mended(web: RealHttpServer) -> None:
+    uploads(web, f"https://127.0.0.1:{web.port}/upload")
+    web.handlers["PATCH /upload"] = lambda request: drain(request, 202, Location="/upload")
+    web.handlers["PUT /upload"] = lambda request: drain(request, 201)
+    with fake(web) as client:
+        assert client.push_stream("a/b", pieces(1000)).size == 1000
+
+
+def test_a_registry_that_cannot_resume_is_read_from_the_beginning(web: RealHttpServer) -> None:
+    data = b"".join(pieces(3_000_000))
+    digest = "sha256:" + sha256_of(data)
+    path = f"/v2/a/b/blobs/{digest}"
+
+    def cut(request: Any) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        request.wfile.write(data[:1_234_567])
+        request.close_connection = True
+        web.serve(path, data)
+
+    web.handlers[path] = cut
+    settings = RegistrySettings(f"127.0.0.1:{web.port}", plain_http=True, resume_delays=(0.01,))
+    with OciRegistry(settings) as client:
+        assert read(client, "a/b", digest, len(data)) == data
+    assert web.requests[1][1]["Range"] == "bytes=1234567-"
+
+
+@pytest.fixture
+def tls_registry(tmp_path: Path) -> Iterator[RealRegistry]:
+    """A registry behind TLS, with a certificate that its own key vouches for in <folder>/cert.pem."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    names = ["-subj", "/CN=registry", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+    tls = {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
+    with running_registry(tmp_path / "registry", tls=tls) as registry:
+        yield registry
+
+
+def test_tls_with_an_authority_of_one_s_own(tls_registry: RealRegistry, tmp_path: Path) -> None:
+    with OciRegistry(RegistrySettings(tls_registry.host, ca_file=str(tmp_path / "cert.pem"))) as client:
+        blob = client.push_stream("a/b", pieces(3_000_000))
+        assert len(read(client, "a/b", blob.digest)) == 3_000_000
+
+
+def test_a_certificate_that_nobody_vouches_for(tls_registry: RealRegistry) -> None:
+    with OciRegistry(RegistrySettings(tls_registry.host)) as client, pytest.raises(Transient) as caught:
+        client.push_stream("a/b", pieces(1000))
+    assert "its TLS certificate is not trusted: self-signed certificate" in caught.value.message
+
+
+def test_a_file_of_authorities_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(Stalling) as caught:
+        OciRegistry(RegistrySettings("registry", ca_file=str(tmp_path / "nothing")))
+    assert caught.value.reason == "RegistryInvalid"
 
 
 def test_a_registry_that_redirects_in_circles(web: RealHttpServer) -> None:

@@ -644,7 +644,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
     ) -> requests.Response:
         for _ in range(_MAX_REDIRECTS + 1):
             authorization = self._authorization.get(repository)
-            extra = {"Authorization": authorization} if authorization else {}
+            extra = {"Authorization": authorization} if authorization and self._is_own(url) else {}
             response = self._send(method, url, what, data, {**headers, **extra}, timeout)
             if response.status_code not in _REDIRECTS or method not in {"GET", "HEAD"}:
                 return response
