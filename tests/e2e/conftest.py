@@ -1,15 +1,24 @@
-"""A cluster with Outrider's install.yaml applied, for the end-to-end tests."""
+"""A cluster with Outrider's install.yaml applied and the operator beside it, for the end-to-end tests."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
+import zlib
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from e2e.files import FileServer
+from e2e.operator_process import OperatorProcess, complaints
+from e2e.story import SYSTEM, Given, Story, Then, When
+from e2e.watching import Api
+from localcluster import Cluster
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -54,6 +63,9 @@ def bare_cluster(request: pytest.FixtureRequest) -> E2eCluster:
         if kubectl is None:
             pytest.fail(f"{KUBECONFIG_VARIABLE} is set, but there is no kubectl on PATH")
         return E2eCluster(Path(given), Path(kubectl))
+    # The stories bring their own nodes. A launcher's environment decides otherwise.
+    os.environ.setdefault("OUTRIDER_FAKE_NODES", "2")
+    os.environ.setdefault("OUTRIDER_REAL_NODES", "0")
     kind = request.getfixturevalue("kind_cluster")
     kind.ensure_kubectl()
     return E2eCluster(kind.kubeconfig_path, kind.kubectl_path)
@@ -108,3 +120,99 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
             if time.monotonic() > deadline:
                 pytest.fail(f"the policy outrider-{policy} does not refuse; kubectl said: {attempt.stderr}")
             time.sleep(0.2)
+
+
+# --- the operator, and stories ----------------------------------------------------------------
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember which tests failed, for their fixtures' teardown."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.fixture(scope="session")
+def local(request: pytest.FixtureRequest, cluster: E2eCluster) -> Cluster:
+    """The local cluster behind `cluster`: faults, fake nodes and a registry need it. No Deployment acts on it."""
+    if os.environ.get(KUBECONFIG_VARIABLE):
+        pytest.skip(f"stories need a local cluster of their own: unset {KUBECONFIG_VARIABLE}")
+    cluster.kubectl("scale", "deployment/outrider", "--replicas=0", f"--namespace={SYSTEM}")
+    return Cluster.attach(request.config.getoption("cluster_name"))
+
+
+@pytest.fixture(scope="session")
+def the_operator(local: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """The operator of the whole session."""
+    process = OperatorProcess(
+        "first",
+        local.kubeconfig_for_service_account(SYSTEM, "outrider"),
+        local.registry,
+        tmp_path_factory.mktemp("operator") / "operator.log",
+    )
+    process.start()
+    yield process
+    process.terminate()
+    assert complaints(process.log_since()) == []
+
+
+@pytest.fixture
+def operator(the_operator: OperatorProcess, request: pytest.FixtureRequest) -> Iterator[OperatorProcess]:
+    """The operator, running; what it logs while the test lasts is shown if the test fails, and must be clean."""
+    if not the_operator.is_running():
+        the_operator.start()
+    begun = the_operator.log_size()
+    yield the_operator
+    log = the_operator.log_since(begun)
+    if request.node.stash.get(_FAILED, False):
+        print(f"--- the operator's log\n{log}")  # noqa: T201
+    assert complaints(log) == []
+
+
+@pytest.fixture(scope="session")
+def files() -> Iterator[FileServer]:
+    """A web server for artifacts."""
+    server = FileServer()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def story(
+    request: pytest.FixtureRequest, local: Cluster, operator: OperatorProcess, files: FileServer, tmp_path: Path
+) -> Iterator[Story]:
+    """What this test owns: a namespace, nodes, a key, files."""
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())
+    made = Story(
+        f"{words[:20].strip('-')}-{zlib.crc32(f'{request.node.nodeid}{time.time()}'.encode()):08x}",
+        Api(local, operator.log_tail),
+        local,
+        operator,
+        files,
+        tmp_path,
+    )
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def given(story: Story) -> Given:
+    """What is so before the test begins."""
+    return Given(story)
+
+
+@pytest.fixture
+def when(story: Story) -> When:
+    """What somebody does, or what happens."""
+    return When(story)
+
+
+@pytest.fixture
+def then(story: Story) -> Then:
+    """What must come out."""
+    return Then(story)

@@ -1,0 +1,123 @@
+"""A web server for artifacts that can be made to do everything wrong, and keys and signatures made by openssl."""
+
+import subprocess
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from localcluster.addresses import LOOPBACK, free_port
+
+
+@dataclass
+class Answer:
+    """What the server does when a path is asked for.
+
+    `declared` is the Content-Length if it shall differ from the truth; a `gate` holds the second half of the body
+    back until it is set; `chunked` sends without saying how much.
+    """
+
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    declared: int | None = None
+    gate: threading.Event | None = None
+    half_sent: threading.Event = field(default_factory=threading.Event)
+    chunked: bool = False
+
+
+class FileServer:
+    """Serves what it is told, on loopback, from threads."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[str] = []
+        self._port = free_port(LOOPBACK, set())
+        self._server: ThreadingHTTPServer | None = None
+
+    def url(self, path: str) -> str:
+        """Where a path is."""
+        return f"http://{LOOPBACK}:{self._port}/{path}"
+
+    def start(self) -> None:
+        """Listen, at the same address each time."""
+        if self._server is not None:
+            return
+        self._server = ThreadingHTTPServer((LOOPBACK, self._port), _handler_for(self))
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+def _handler_for(server: FileServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            path = self.path.lstrip("/")
+            server.asked.append(path)
+            answer = server.answers.get(path, Answer(b"nothing here", status=404))
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            body = answer.body
+            if answer.chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+                body = b"".join(
+                    b"%x\r\n%s\r\n" % (len(piece), piece)
+                    for piece in (body[start : start + 65536] for start in range(0, len(body), 65536))
+                )
+                body += b"0\r\n\r\n"
+            else:
+                self.send_header("Content-Length", str(len(body) if answer.declared is None else answer.declared))
+            self.close_connection = True
+            self.end_headers()
+            try:
+                if answer.gate is not None:
+                    half = len(body) // 2
+                    self.wfile.write(body[:half])
+                    self.wfile.flush()
+                    answer.half_sent.set()
+                    answer.gate.wait(120)
+                    body = body[half:]
+                self.wfile.write(body)
+            except OSError:
+                pass  # the operator has hung up, as it may
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (as the base class calls it)
+            pass
+
+    return Handler
+
+
+class Signer:
+    """A key pair made by openssl, and signatures made with it, as the documentation tells people."""
+
+    def __init__(self, folder: Path, name: str, *options: str) -> None:
+        self.name = name
+        self._private = folder / f"{name}.key"
+        self._folder = folder
+        _run("openssl", "genpkey", *options, "-out", self._private)
+        self.public = _run("openssl", "pkey", "-in", self._private, "-pubout").decode()
+
+    def sign(self, data: bytes) -> str:
+        """Return the detached signature over a file with these bytes, in base64."""
+        file = self._folder / "file-to-sign"
+        file.write_bytes(data)
+        command = 'openssl dgst -sha256 -sign "$1" "$2" | base64 -w0'
+        return _run("sh", "-c", command, "sign", self._private, file).decode()
+
+
+P256 = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
+P384 = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384")
+RSA3072 = ("-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072")
+
+
+def _run(*command: str | Path) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True).stdout
