@@ -22,6 +22,7 @@ from outrider.adapters.ingest import (
     ArtifactFacts,
     build_artifact_manifest,
     build_index,
+    find_stored,
     ingest,
     parse_artifact_manifest,
     parse_index,
@@ -70,6 +71,14 @@ def test_what_is_stored_already_is_not_fetched_again(client: OciRegistry, reposi
     with open_http(web.serve("/agent", FILE)) as source:
         source.chunks = iter((b"not this",))
         assert ingest(client, repository, source, SHA256) == first
+
+
+def test_whether_a_file_is_stored_can_be_asked_without_its_source(client: OciRegistry, repository: str) -> None:
+    assert find_stored(client, repository, SHA256) is None
+    blob = client.push_bytes(repository, FILE)
+    assert find_stored(client, repository, SHA256) == blob
+    with pytest.raises(Stalling):
+        find_stored(client, repository, "x")
 
 
 def test_another_hash_than_expected_stores_nothing_and_says_what_to_correct(

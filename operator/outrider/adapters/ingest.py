@@ -70,6 +70,16 @@ class StoredArtifact:
     facts: ArtifactFacts
 
 
+def find_stored(registry: OciRegistry, repository: str, expected_sha256: str) -> Descriptor | None:
+    """Return the file that hashes to `expected_sha256` (64 hex digits) if the repository holds it already, else None.
+
+    Asked before a source is opened, it spares the source: a manifest can be stored anew when the source has gone.
+    """
+    digest = ALGORITHM + parse_sha256(expected_sha256, "the expected sha256")
+    size = registry.blob_size(repository, digest)
+    return None if size is None else Descriptor(digest, size)
+
+
 def ingest(
     registry: OciRegistry,
     repository: str,
@@ -86,9 +96,9 @@ def ingest(
     raise.
     """
     expected = ALGORITHM + parse_sha256(expected_sha256, field)
-    size = registry.blob_size(repository, expected)
-    if size is not None:
-        return Descriptor(expected, size)
+    stored = find_stored(registry, repository, expected_sha256)
+    if stored is not None:
+        return stored
 
     def compare(actual: Descriptor) -> None:
         if actual.digest != expected:
