@@ -1,0 +1,175 @@
+"""Each verdict on an agent's pod, and that Healthy needs positive evidence."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outrider.api.rollout import Health
+from outrider.core.health import CANNOT_START, HEALTHY, Verdict, judge_pods
+from outrider.core.snapshot import Pod
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+HEALTH = Health(timeout_seconds=300, min_ready_seconds=10, max_restarts=2)
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+def pod(**changes: Any) -> Pod:
+    return replace(Pod(name="agent-x", uid="pod-1", node="node-1", revision="B"), **changes)
+
+
+READY = pod(ready_since=ago(60))
+
+
+@pytest.mark.parametrize(
+    ("pods", "state", "reason"),
+    [
+        # healthy
+        pytest.param([READY], "Healthy", "", id="Ready for long enough is healthy"),
+        pytest.param([pod(ready_since=ago(10))], "Healthy", "", id="Ready for exactly minReadySeconds is healthy"),
+        pytest.param([pod(ready_since=ago(60), restarts=2)], "Healthy", "", id="forgiven restarts are forgiven"),
+        pytest.param(
+            [pod(revision="A"), READY], "Healthy", "", id="a pod of another revision beside it does not count"
+        ),
+        pytest.param([pod(live=False), READY], "Healthy", "", id="a pod of its own that ended earlier does not count"),
+        pytest.param([pod(terminating=True), READY], "Healthy", "", id="a pod that goes does not count"),
+        # on its way
+        pytest.param([], "Starting", "NoPod", id="no pod yet"),
+        pytest.param(
+            [pod(revision="A", ready_since=ago(60))], "Starting", "NoPod", id="the old agent's health proves nothing"
+        ),
+        pytest.param([replace(READY, live=False)], "Starting", "NoPod", id="a pod that ended proves nothing"),
+        pytest.param(
+            [replace(READY, terminating=True)], "Starting", "NoPod", id="a pod that is being deleted proves nothing"
+        ),
+        pytest.param([pod(ready_since=ago(9.9))], "Starting", "MinReady", id="Ready, but not for long enough"),
+        pytest.param([pod()], "Starting", "NotReady", id="a pod that is not Ready"),
+        pytest.param([pod(fetching=True)], "Downloading", "Fetching", id="the fetch container is at work"),
+        pytest.param([pod(trouble="ErrImagePull")], "Starting", "ErrImagePull", id="a first failed pull may be chance"),
+        pytest.param([pod(restarts=2)], "Starting", "NotReady", id="forgiven restarts, not Ready yet"),
+        # failed
+        pytest.param([pod(restarts=3)], "Failed", "TooManyRestarts", id="one restart too many"),
+        pytest.param(
+            [pod(ready_since=ago(60), restarts=3)],
+            "Failed",
+            "TooManyRestarts",
+            id="too many restarts, though it is Ready now",
+        ),
+        pytest.param(
+            [pod(refusal="HashMismatch: not what was signed")],
+            "Failed",
+            "ArtifactRefused",
+            id="the node refused the artifact",
+        ),
+        pytest.param(
+            [pod(refusal="x", restarts=9, trouble="CrashLoopBackOff")],
+            "Failed",
+            "ArtifactRefused",
+            id="a refusal says most, so it comes first",
+        ),
+        *(
+            pytest.param([pod(trouble=reason, restarts=2)], "Failed", reason, id=f"{reason} does not mend itself")
+            for reason in sorted(CANNOT_START)
+        ),
+    ],
+)
+def test_verdict(pods: list[Pod], state: str, reason: str) -> None:
+    verdict = judge_pods(pods, "B", HEALTH, NOW)
+    assert (verdict.state, verdict.reason) == (state, reason)
+
+
+@pytest.mark.parametrize(
+    ("pods", "words"),
+    [
+        pytest.param(
+            [pod(refusal="HashMismatch: is aa, not bb")], ["HashMismatch: is aa, not bb"], id="the refusal itself"
+        ),
+        pytest.param([pod(restarts=5)], ["agent-x", "5 times", "allowed are 2"], id="restarts, counted"),
+        pytest.param(
+            [pod(restarts=5, trouble="CrashLoopBackOff")], ["CrashLoopBackOff"], id="restarts, with what holds it now"
+        ),
+        pytest.param(
+            [pod(trouble="ImagePullBackOff", trouble_message="container agent: no such tag")],
+            ["agent-x", "no such tag"],
+            id="the kubelet's words",
+        ),
+        pytest.param(
+            [pod(trouble="ImagePullBackOff")], ["ImagePullBackOff"], id="the reason where the kubelet says no more"
+        ),
+        pytest.param([pod(ready_since=ago(1))], ["agent-x", "10 s"], id="how long it has to be Ready"),
+        pytest.param([pod(trouble="ErrImagePull")], ["agent-x", "ErrImagePull"], id="what holds it up"),
+    ],
+)
+def test_messages_say_which_pod_and_why(pods: list[Pod], words: list[str]) -> None:
+    message = judge_pods(pods, "B", HEALTH, NOW).message
+    assert all(word in message for word in words), message
+
+
+def test_minimum_of_zero_seconds_is_healthy_at_once() -> None:
+    assert judge_pods([pod(ready_since=NOW)], "B", Health(min_ready_seconds=0), NOW) == HEALTHY
+
+
+def test_a_pod_that_only_has_to_stay_ready_says_when_to_look_again() -> None:
+    verdict = judge_pods([pod(ready_since=ago(4))], "B", HEALTH, NOW)
+    assert verdict.wake_at == NOW + timedelta(seconds=6)
+    later = judge_pods([pod(ready_since=ago(4))], "B", HEALTH, NOW + timedelta(seconds=6))
+    assert later == HEALTHY
+
+
+PODS = st.lists(
+    st.builds(
+        Pod,
+        name=st.just("agent-x"),
+        uid=st.just("u"),
+        node=st.just("n"),
+        revision=st.sampled_from(["A", "B"]),
+        live=st.booleans(),
+        terminating=st.booleans(),
+        ready_since=st.one_of(st.none(), st.integers(0, 30).map(ago)),
+        restarts=st.integers(0, 4),
+        trouble=st.sampled_from(["", "ErrImagePull", *sorted(CANNOT_START)]),
+        refusal=st.sampled_from(["", "refused"]),
+        fetching=st.booleans(),
+    ),
+    max_size=3,
+)
+
+
+def is_evidence(pod: Pod) -> bool:
+    return (
+        pod.revision == "B"
+        and pod.live
+        and not pod.terminating
+        and not pod.refusal
+        and pod.restarts <= HEALTH.max_restarts
+        and pod.ready_since is not None
+        and pod.ready_since <= ago(HEALTH.min_ready_seconds)
+    )
+
+
+@given(pods=PODS)
+def test_healthy_needs_a_pod_that_proves_it(pods: list[Pod]) -> None:
+    verdict = judge_pods(pods, "B", HEALTH, NOW)
+    if verdict.state == "Healthy":
+        assert any(is_evidence(pod) for pod in pods)
+
+
+@given(pods=PODS)
+def test_pods_of_others_and_pods_that_ended_change_no_verdict(pods: list[Pod]) -> None:
+    own = [pod for pod in pods if pod.revision == "B" and pod.live and not pod.terminating]
+    assert judge_pods(pods, "B", HEALTH, NOW) == judge_pods(own, "B", HEALTH, NOW)
+
+
+@given(pods=PODS)
+def test_every_verdict_that_is_not_healthy_has_a_reason_and_a_message(pods: list[Pod]) -> None:
+    verdict = judge_pods(pods, "B", HEALTH, NOW)
+    if verdict == Verdict("Healthy"):
+        return
+    assert verdict.reason
+    assert verdict.message
