@@ -267,11 +267,11 @@ class Story:
             self.local.heal()
         self.files.start()
         self.local.start_registry()
-        for name in self.signers:
-            self.client.delete(f"/api/v1/namespaces/{SYSTEM}/secrets/{self.name}-{name}")
         for rollout in self.client.items(self.rollouts):
             self.client.delete(f"{self.rollouts}/{rollout['metadata']['name']}")
         self.client.delete(f"/api/v1/namespaces/{self.namespace}")
+        for name in self.signers:
+            self.client.delete(f"/api/v1/namespaces/{SYSTEM}/secrets/{self.name}-{name}")
         in_parallel(self.local.remove_node, [name for name in self.nodes if name in self.assignments()])
 
 
