@@ -202,15 +202,41 @@ def test_a_file_that_never_ends_is_cut_off_at_the_limit(web: RealHttpServer) -> 
     assert (type(error), error.reason) == (Stalling, "SourceTooLarge")
 
 
-def test_what_a_server_sends_beyond_its_own_promise_is_not_taken_in(web: RealHttpServer) -> None:
+@pytest.mark.parametrize("promised", [0, 5, 100_000, 5_000_000])
+@pytest.mark.parametrize("surplus", [1, 9000, 400_000])
+@pytest.mark.parametrize("how", ["closes", "closes silently", "stays", "a moment later"])
+def test_a_file_that_is_larger_than_it_said(web: RealHttpServer, promised: int, surplus: int, how: str) -> None:
     def more(request: Request) -> None:
         request.send_response(200)
-        request.send_header("Content-Length", "5")
+        request.send_header("Content-Length", str(promised))
+        if how == "closes":
+            request.send_header("Connection", "close")
         request.end_headers()
-        request.wfile.write(b"hello and much more")
+        request.wfile.write(b"x" * promised)
+        if how == "a moment later":
+            time.sleep(0.05)
+        request.wfile.write(b"y" * surplus)
+        if how == "stays":
+            web.closing.wait(10)
         request.close_connection = True
 
-    assert read(handle(web, "/file", more)) == b"hello"
+    error = failure(handle(web, "/file", more))
+    assert (type(error), error.reason) == (Stalling, "SourceTooLarge")
+    assert f"announced {promised} bytes and sends more" in error.message
+
+
+@pytest.mark.parametrize("size", [0, 5, 400_000])
+def test_a_server_that_does_not_close_is_not_waited_for(web: RealHttpServer, size: int) -> None:
+    def staying(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(size))
+        request.end_headers()
+        request.wfile.write(b"x" * size)
+        web.closing.wait(10)
+
+    started = time.monotonic()
+    assert read(handle(web, "/file", staying)) == b"x" * size
+    assert time.monotonic() - started < 3
 
 
 def test_silence_is_given_up(web: RealHttpServer) -> None:

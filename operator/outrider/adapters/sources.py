@@ -15,10 +15,21 @@ from typing import Final, Self
 import requests
 import urllib3
 
-from outrider.adapters.transport import NETWORK_ERRORS, PlainSession, explain, read_pieces, retry_after
+from outrider.adapters.transport import (
+    NETWORK_ERRORS,
+    PlainSession,
+    explain,
+    is_broken_off,
+    read_beyond_length,
+    read_pieces,
+    retry_after,
+    set_patience,
+)
 from outrider.api.errors import Stalling, Transient
 
 MAX_REDIRECTS: Final = 5
+_SURPLUS_SECONDS: Final = 0.2
+"""How long to listen, once everything that was promised has come, for more than that."""
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 
 
@@ -125,7 +136,7 @@ def open_http(url: str, *, limits: SourceLimits | None = None, cancelled: Callab
     Up to 5 redirects are followed. Raises here or while reading:
 
     - Stalling: UrlInvalid, SourceNotFound (404, 410), SourceDenied (401, 403, 407), SourceRefused (other answers that
-      do not bring the file), RedirectLoop, SourceTooLarge (more than `limits.max_bytes`).
+      do not bring the file), RedirectLoop, SourceTooLarge (more than `limits.max_bytes`, or than the server announced).
     - Transient: SourceUnreachable (name, connection, silence, 5xx, 429, too slow), SourceTruncated (fewer bytes than
       promised), Cancelled (`cancelled` has begun to say so; it is asked whenever bytes arrive).
     """
@@ -143,6 +154,8 @@ def open_http(url: str, *, limits: SourceLimits | None = None, cancelled: Callab
         response.close()
         session.close()
 
+    # The library would stop at the announced size and drop what comes after it unseen.
+    read_beyond_length(response)
     declared = _declared_size(response)
     if declared is not None and declared > limits.max_bytes:
         close()
@@ -164,7 +177,11 @@ def _follow(session: requests.Session, url: str, limits: SourceLimits) -> reques
         seen.add(url)
         try:
             response = session.get(
-                url, stream=True, allow_redirects=False, timeout=(limits.connect_timeout, limits.read_timeout)
+                url,
+                headers={"Connection": "close"},
+                stream=True,
+                allow_redirects=False,
+                timeout=(limits.connect_timeout, limits.read_timeout),
             )
         except NETWORK_ERRORS as error:
             raise _unreachable(shown_url(url), explain(error)) from None
@@ -226,11 +243,19 @@ def _read(
 ) -> Iterator[bytes]:
     size = 0
     promised = f" of {declared}" if declared is not None else ""
+    pieces = read_pieces(response)
+    if declared == 0:
+        set_patience(response, _SURPLUS_SECONDS)
     try:
-        for piece in read_pieces(response):
+        while piece := next(pieces, b""):
             size += len(piece)
             if size > limits.max_bytes:
                 raise _too_large(name, "sends more", limits)
+            if declared is not None and size > declared:
+                raise Stalling(
+                    "SourceTooLarge",
+                    f"{name} announced {declared} bytes and sends more; correct the Content-Length there, or the file",
+                )
             if cancelled():
                 raise Transient(
                     "Cancelled", f"reading {name} was stopped after {size}{promised} bytes; it will start again"
@@ -239,9 +264,14 @@ def _read(
                 slow = f"it sent only {size}{promised} bytes in {limits.total_timeout:.0f} s"
                 raise _unreachable(name, slow)
             yield piece
-    except (urllib3.exceptions.IncompleteRead, urllib3.exceptions.ProtocolError, ConnectionError):
-        raise _truncated(name, size, promised) from None
+            if size == declared:
+                set_patience(response, _SURPLUS_SECONDS)
     except NETWORK_ERRORS as error:
+        if size == declared:
+            # All is here; that the other side neither closes nor sends more is no failure.
+            return
+        if is_broken_off(error):
+            raise _truncated(name, size, promised) from None
         raise _unreachable(name, f"{explain(error)} after {size}{promised} bytes") from None
     if declared is not None and size < declared:
         raise _truncated(name, size, promised)

@@ -96,6 +96,30 @@ def read_pieces(response: requests.Response) -> Iterator[bytes]:
         yield piece
 
 
+def read_beyond_length(response: requests.Response) -> None:
+    """Let the body be read until the other side closes, whatever its Content-Length says; counting is up to the reader.
+
+    For requests that were sent with `Connection: close`.
+    """
+    response.raw.length_remaining = None
+    original = response.raw._original_response  # noqa: SLF001 - as requests does: there is no other way
+    if original is not None:
+        original.length = None
+
+
+def set_patience(response: requests.Response, seconds: float) -> None:
+    """Wait for the next bytes of a body no longer than this; without effect where the other side will close anyway."""
+    connection = getattr(response.raw, "connection", None)
+    if connection is not None and connection.sock is not None:
+        connection.sock.settimeout(seconds)
+
+
+def is_broken_off(error: BaseException) -> bool:
+    """Say whether an error means that a body ended too early, rather than that nothing came for too long."""
+    broken = (urllib3.exceptions.ProtocolError, ConnectionError, ssl.SSLEOFError)
+    return isinstance(error, broken) or any(isinstance(cause, broken) for cause in _causes(error))
+
+
 def read_at_most(response: requests.Response, limit: int) -> bytes:
     """Return the body if it has at most `limit` bytes, else the first `limit` + 1 of them; then close the response.
 
