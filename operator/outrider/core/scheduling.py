@@ -5,6 +5,7 @@ predicates (Kubernetes `pkg/controller/daemon`: node affinity, taints of effect 
 tolerations that it adds to every pod); resources and ports are the scheduler's and are not predicted.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,9 +22,13 @@ _AUTOMATIC: tuple[tuple[str, str], ...] = (
 )
 _AUTOMATIC_HOST_NETWORK = (("node.kubernetes.io/network-unavailable", "NoSchedule"),)
 
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+
 
 def why_not_scheduled(pod_spec: Mapping[str, Any], node: Node) -> str:
     """Return why a pod with this spec would not run on the node, as half a sentence; "" if it would."""
+    if (pinned := pod_spec.get("nodeName")) and pinned != node.name:
+        return f"the template's nodeName wants {pinned}"
     for taint in node.taints:
         if taint.effect in {"NoSchedule", "NoExecute"} and not _tolerates(pod_spec, taint):
             return f"the template does not tolerate the node's taint {taint.key}={taint.value}:{taint.effect}"
@@ -53,7 +58,8 @@ def _is_tolerated(toleration: Mapping[str, Any], taint: Taint) -> bool:
         return False
     if operator == "Exists":
         return True
-    return bool(key) and (toleration.get("value") or "") == taint.value
+    # Comparing operators are off by default: what the controller does not do tolerates nothing.
+    return operator == "Equal" and bool(key) and (toleration.get("value") or "") == taint.value
 
 
 def _matches_term(term: Mapping[str, Any], node: Node) -> bool:
@@ -78,12 +84,10 @@ def _matches(expression: Mapping[str, Any], value: str | None) -> bool:
         case "DoesNotExist":
             return value is None
         case "Gt" | "Lt" as operator:
-            if value is None or not values:
+            # Decimal digits only: Python would also take 1_000, which is a valid label value.
+            if not values or not all(_INTEGER.fullmatch(text) for text in (value or "", values[0])):
                 return False
-            try:
-                left, right = int(value), int(values[0])
-            except ValueError:
-                return False
+            left, right = int(value or ""), int(values[0])
             return left > right if operator == "Gt" else left < right
         case _:
             return False
