@@ -1,0 +1,3 @@
+module outrider.dev/examples/demo/agent
+
+go 1.24
