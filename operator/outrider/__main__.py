@@ -142,6 +142,8 @@ async def _first(*coroutines: Coroutine[Any, Any, object]) -> bool:
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
         task.cancel()
+    for task in done:
+        task.result()  # an error is nobody's success
     return tasks[0] in done
 
 

@@ -71,6 +71,11 @@ class Store(Generic[T]):
         if before != after:
             self._on_change(before, after)
 
+    def update(self, obj: Json) -> None:
+        """Take over the answer to our own patch, unless the object was deleted since: then it stays deleted."""
+        if key_of(obj) in self._items:
+            self.put(obj)
+
     def drop(self, key: Key, version: int | None = None) -> None:
         """Forget a deleted object, unless a newer one is stored under its name."""
         known = self._items.get(key)

@@ -26,6 +26,8 @@ ROLE_JOINERS: Final = "joiners"
 LABEL_RUN: Final = f"{GROUP}/run"
 LABEL_BATCH: Final = f"{GROUP}/batch"
 ANNOTATION_FETCH_IMAGE: Final = f"{GROUP}/fetch-image"
+ANNOTATION_TARGET: Final = f"{GROUP}/target"
+"""On the joiners' DaemonSet: the hash of the target that it was made for."""
 ANNOTATION_PLATFORMS: Final = f"{GROUP}/platforms"
 """On a revision's DaemonSet: the platforms that its version has artifacts for, separated by commas."""
 

@@ -1,6 +1,6 @@
 """What has become of the nodes that a run touched, and when that is too much."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import BatchNode, NodeResult, RunStatus
@@ -42,6 +42,8 @@ def tell_end_of_batch(work: Work, batch: Batch) -> None:
 def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) -> NodeResult:
     if result.state in {"Skipped", "RolledBack"}:
         return result
+    if result.state == "Succeeded" and work.run is not None and work.run.revision == work.stable:
+        return result  # the run completed once: what happens to its nodes later is no verdict on it
     node = same_node(work, entry)
     if node is None:
         if result.state in {"Succeeded", "Failed"}:
@@ -54,7 +56,11 @@ def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) 
         return _judge_return(work, entry, result, node)
     if assignment == (entry.origin or None) and entry.origin != entry.to:
         # Not touched yet. A rollback skips nobody: a dead node must not come back with what failed.
-        skip = why_skip(work, node) if batch.spec.kind == "Rollout" else None
+        skip = None
+        if batch.spec.kind == "Rollout":
+            skip = why_skip(work, node)
+            if node.name not in work.seen.members:
+                skip = "LeftTarget", "the node does not belong to spec.target any more"
         return with_state(work, result, "Skipped", *skip) if skip is not None else result
     if assignment not in {entry.to, leaving(entry.to), entry.origin or None}:
         return with_state(
@@ -73,6 +79,15 @@ def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) 
     return _settle(work, batch, result, verdict, state)
 
 
+def since_observed(work: Work, moment: datetime) -> datetime:
+    """Return a moment, but not one from before this process could see the cluster.
+
+    An operator that was away for longer than a deadline must not find everybody guilty when it comes back.
+    """
+    observing = work.seen.observing_since
+    return max(moment, observing) if observing is not None else moment
+
+
 def _settle(work: Work, batch: Batch, result: NodeResult, verdict: Verdict, state: str) -> NodeResult:
     """Turn a verdict on a node that is where it should be into its result."""
     now = work.seen.now
@@ -85,8 +100,13 @@ def _settle(work: Work, batch: Batch, result: NodeResult, verdict: Verdict, stat
     if result.state == "Succeeded":
         # It was healthy and is not: its clock starts again, and the batch is open again.
         return with_state(work, result.model_copy(update={"started_at": now}), state, verdict.reason, verdict.message)
+    if verdict.reason == "MinReady":
+        # Ready, and only not for long enough yet: no deadline turns that into a failure.
+        if verdict.wake_at is not None:
+            work.wakes.append(verdict.wake_at)
+        return with_state(work, result, state, verdict.reason, verdict.message)
     timeout = work.seen.spec.health.timeout_seconds
-    begun = result.started_at or batch.spec.started_at
+    begun = since_observed(work, result.started_at or batch.spec.started_at)
     paused = work.paused_seconds() - batch.spec.paused_seconds
     deadline = begun + timedelta(seconds=timeout + paused)
     if now >= deadline and (work.run is None or work.run.paused_since is None):
@@ -109,7 +129,7 @@ def _judge_return(work: Work, entry: BatchNode, result: NodeResult, node: Node) 
         if verdict.wake_at is not None:
             work.wakes.append(verdict.wake_at)
     if result.state == "Returning" and result.finished_at is not None:
-        deadline = result.finished_at + timedelta(seconds=work.seen.spec.health.timeout_seconds)
+        deadline = since_observed(work, result.finished_at) + timedelta(seconds=work.seen.spec.health.timeout_seconds)
         if work.seen.now >= deadline:
             return result.model_copy(
                 update={

@@ -76,9 +76,9 @@ class DeleteRevision:
 
 @dataclass(frozen=True, slots=True)
 class DeleteJoiners:
-    """Delete a joiners' DaemonSet of a revision that is no longer the stable one."""
+    """Delete a joiners' DaemonSet that brings what is no longer stable, or serves what is no longer the target."""
 
-    revision: str
+    joiners: str
 
 
 @dataclass(frozen=True, slots=True)

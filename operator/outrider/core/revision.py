@@ -53,9 +53,25 @@ def revision_of(rollout: str, spec: RolloutSpec) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 
-def daemonset_name(rollout: str, revision: str, *, joiners: bool = False) -> str:
-    """Return the name of a revision's DaemonSet, or of the one that serves joining nodes with it."""
-    return f"{rollout}-joiners-{revision}" if joiners else f"{rollout}-{revision}"
+def daemonset_name(rollout: str, revision: str) -> str:
+    """Return the name of a revision's DaemonSet."""
+    return f"{rollout}-{revision}"
+
+
+def joiners_name(rollout: str, joiners: str) -> str:
+    """Return the name of the DaemonSet that serves joining nodes; `joiners` is what `joiners_id` returned."""
+    return f"{rollout}-joiners-{joiners}"
+
+
+def hash_target(target: Target) -> str:
+    """Return 5 hex digits over a target: another target needs another joiners' DaemonSet."""
+    canonical = json.dumps(target.to_api(), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:5]
+
+
+def joiners_id(revision: str, target_hash: str) -> str:
+    """Return what tells joiners' DaemonSets of one Rollout apart: what they bring, and to whom."""
+    return f"{revision}-{target_hash}" if target_hash else revision
 
 
 def build_daemonset(
@@ -111,10 +127,13 @@ def build_joiners(revision_daemonset: Json, target: Target, assignment_key: str)
         term["matchExpressions"] = kept + unassigned
     return {
         "metadata": {
-            "name": daemonset_name(rollout, revision, joiners=True),
+            "name": joiners_name(rollout, joiners_id(revision, hash_target(target))),
             "namespace": metadata["namespace"],
             "labels": labels,
-            "annotations": _own_annotations(metadata.get("annotations") or {}),
+            "annotations": {
+                **_own_annotations(metadata.get("annotations") or {}),
+                names.ANNOTATION_TARGET: hash_target(target),
+            },
         },
         "spec": {
             "selector": spec["selector"],

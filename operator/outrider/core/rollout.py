@@ -34,12 +34,13 @@ from outrider.core.plan import (
     Plan,
     WriteBatch,
 )
+from outrider.core.revision import joiners_id
 from outrider.core.rollout_status import build_status
 from outrider.core.runs import end_run, finish_run, start_run
 from outrider.core.selection import create_batch, next_size, remaining_nodes
 from outrider.core.snapshot import Node, RolloutSnapshot
 from outrider.core.states import COMPLETED, FAILED, IN_FLIGHT, ONGOING, RESULTS
-from outrider.core.work import Work, good_revisions, is_direct, is_lenient, move, same_node, why_no_artifact, why_skip
+from outrider.core.work import Work, bad_revisions, is_direct, move, same_node, why_no_artifact, why_skip
 
 Policy = Callable[[Work], None]
 """One question about a fleet, and what follows from the answer."""
@@ -99,13 +100,14 @@ def let_go(work: Work) -> None:
 def decide_failure(work: Work) -> None:
     """Have more nodes failed than tolerated? Then the run is over, before anything else is started."""
     run = work.run
-    if run is None or run.state != "Running" or is_lenient(work, run):
+    if run is None or run.state != "Running" or is_direct(run):
         return
     verdict = why_over_tolerance(work, run)
     if not verdict:
         return
     work.urgent_status = True
-    if work.seen.spec.on_failure == "Pause":
+    # A run that completed once is not taken back for the nodes that came late; but they stop as well.
+    if work.seen.spec.on_failure == "Pause" or run.revision == work.stable:
         work.update_run(state="Paused", paused_since=run.paused_since or work.seen.now, message=verdict)
         work.say("Warning", "RunPaused", f"Run {run.id} to {run.version} stopped: {verdict}")
         return
@@ -149,20 +151,27 @@ def welcome_joiners(work: Work) -> None:
     if work.stable is None or work.stable not in work.seen.revisions:
         return
     stable, serving = work.stable, work.seen.joiners
-    if not work.seen.spec.target.node_names:
-        if outdated := [revision for revision in serving if revision != stable]:
-            work.clean_up.extend(DeleteJoiners(revision) for revision in outdated)
-        elif stable not in serving:
-            # Only when no other serves the joiners any more, and nobody is welcomed in the same breath: its pod may
-            # appear between the two writes.
-            work.prerequisites.append(CreateJoiners(stable))
-            return
-    in_batches = {entry.name: entry.uid for _, entry, result in work.entries() if result.state != "Skipped"}
+    wanted = _wanted_joiners(work, stable)
+    if outdated := [joiners for joiners in serving if joiners != wanted]:
+        work.clean_up.extend(DeleteJoiners(joiners) for joiners in outdated)
+    elif wanted is not None and wanted not in serving:
+        # Only when no other serves the joiners any more, and nobody is welcomed in the same breath: its pod may appear
+        # between the two writes.
+        work.prerequisites.append(CreateJoiners(stable))
+        return
+    in_batches = {entry.name: entry.uid for _, entry, result in work.entries() if result.state not in RESULTS}
     for node in work.members():
         if work.assignment(node) is not None or in_batches.get(node.name) == node.uid:
             continue
         if not why_no_artifact(work, node, stable):
             move(work, node, stable)
+
+
+def _wanted_joiners(work: Work, stable: str) -> str | None:
+    """Return the joiners' DaemonSet that should exist: for this revision and this target, if there may be one."""
+    if work.seen.spec.target.node_names or work.seen.owned_by_others:
+        return None  # no selector can tell which of the nodes would be ours
+    return joiners_id(stable, work.seen.target_hash)
 
 
 def hold(work: Work) -> None:
@@ -284,7 +293,10 @@ def start_next_batch(work: Work) -> None:
         work.update_run(state="Running", finished_at=None)
         work.urgent_status = True
     step, size = next_size(work, run)
-    chosen = arithmetic.order_nodes(movable, seen.uid, run.id)[:size]
+    # Nodes that a run before this one left on something untried come first: they have the least to lose.
+    bad = bad_revisions(work)
+    ordered = arithmetic.order_nodes(movable, seen.uid, run.id)
+    chosen = sorted(ordered, key=lambda node: work.assignment(node) not in bad)[:size]
     create_batch(work, chosen, step=step, to=lambda _: run.revision)
 
 
@@ -299,16 +311,14 @@ def start_next_rollback_batch(work: Work) -> None:
         for batch in work.run_batches(run.of_run)
         for entry in batch.spec.nodes
     }
-    good = good_revisions(work)
+    bad = bad_revisions(work)
     failed: list[Node] = []
     others: list[Node] = []
     for node in seen.nodes.values():
         identity = (node.name, node.uid)
         assignment = work.assignment(node)
-        if identity in taken or assignment is None or assignment in good:
+        if identity in taken or assignment is None or target_of(assignment) not in bad:
             continue
-        if is_leaving(assignment) and target_of(assignment) in good:
-            continue  # on its way back already
         known = origin.get(identity)
         (failed if known is not None and known[1].state in FAILED else others).append(node)
     left = arithmetic.order_nodes(failed, seen.uid, run.id) + arithmetic.order_nodes(others, seen.uid, run.id)

@@ -68,3 +68,4 @@ def end_run(work: Work, result: RunState, message: str) -> None:
             message=message[:512],
         ),
     )
+    del work.history[work.seen.spec.run_history_limit :]

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable
 
-from outrider.api.names import ASSIGNMENT_NONE, batch_name
+from outrider.api.names import batch_name
 from outrider.api.rollout import BatchNode, RolloutBatchSpec, RunStatus
 from outrider.core import batches as arithmetic
 from outrider.core.moves import is_leaving
 from outrider.core.plan import CreateBatch
 from outrider.core.snapshot import Node
 from outrider.core.states import COMES_BACK
-from outrider.core.work import Work, good_revisions, is_direct, why_no_artifact, why_skip
+from outrider.core.work import Work, is_direct, revision_to_return_to, why_no_artifact, why_skip
 
 
 def remaining_nodes(work: Work) -> list[Node]:
@@ -63,15 +63,9 @@ def create_batch(work: Work, nodes: Iterable[Node], *, step: int, to: Callable[[
     assert run is not None  # noqa: S101 - callers have a run
     # A batch may have been stored by a process that ended before it could write the status.
     number = max([run.batches, *(batch.spec.batch for batch in work.run_batches())]) + 1
-    good = good_revisions(work)
 
     def back(node: Node, target: str) -> str:
-        if run.kind == "Rollback":
-            return target
-        assignment = work.assignment(node)
-        if assignment is not None and assignment in good:
-            return assignment
-        return work.stable or ASSIGNMENT_NONE
+        return target if run.kind == "Rollback" else revision_to_return_to(work, node)
 
     for index, page in enumerate(arithmetic.pages(list(nodes)), start=1):
         entries = []

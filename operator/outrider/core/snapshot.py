@@ -88,6 +88,7 @@ class RolloutSnapshot:
     target, `owned_by_others` those that belong to an older Rollout. `pods` are the agents' pods by node. `revisions`
     names the revisions whose DaemonSets exist, each with its version; `platforms` what each has artifacts for (nothing
     said: any); `joiners` the revisions that joiners' DaemonSets bring. `wanted` is the revision that the spec asks for.
+    `observing_since` is when this process began to see the cluster: what happened before cannot be held against a node.
     """
 
     now: datetime
@@ -109,6 +110,8 @@ class RolloutSnapshot:
     pods: Mapping[str, tuple[Pod, ...]] = field(default_factory=dict)
     batches: tuple[Batch, ...] = ()
     revisions: Mapping[str, str] = field(default_factory=dict)
+    observing_since: datetime | None = None
+    target_hash: str = ""
     platforms: Mapping[str, frozenset[str]] = field(default_factory=dict)
     joiners: tuple[str, ...] = ()
 

@@ -62,7 +62,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class VersionSnapshot:
-    """One look at a ComponentVersion and at the work that is done for it."""
+    """One look at a ComponentVersion and at the work that is done for it.
+
+    `trusted` are the fingerprints of the keys that may vouch for it now.
+    """
 
     now: datetime
     generation: int
@@ -72,6 +75,7 @@ class VersionSnapshot:
     failure: Failure | None = None
     running: Running | None = None
     newer_published: str | None = None
+    trusted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,10 @@ def plan_version(seen: VersionSnapshot) -> VersionPlan:
     for artifact in spec.artifacts:
         stored = known.get(str(artifact.platform))
         if stored is not None and stored.spec_hash == hash_artifact(artifact):
+            # Before it is published, a signature counts only while its key is trusted.
+            signed = stored.signature
+            if signed is not None and not status.published_at and signed.key_fingerprint not in seen.trusted:
+                stored = stored.model_copy(update={"signature": None})
             artifacts[stored.platform] = stored
     reference = seen.done.reference or (status.reference if status.published_at else None)
     # 2.

@@ -111,24 +111,26 @@ def is_direct(run: RunStatus) -> bool:
     return run.kind == "Rollback" or run.revision == run.from_revision
 
 
-def is_lenient(work: Work, run: RunStatus) -> bool:
-    """Tell whether a run goes on whatever fails.
+def bad_revisions(work: Work) -> frozenset[str]:
+    """Return the revisions that no run ever completed: nobody stays on them when a run is taken back.
 
-    A rollback, or a return to what is stable, has nothing better to go back to; and a run that completed once is not
-    taken back for a late node that fails: that node goes back alone.
+    What is not known to be bad is left alone: a Rollout that was created anew finds nodes on revisions that it has no
+    record of, and they were somebody's choice.
     """
-    return run.kind == "Rollback" or run.revision == work.stable
-
-
-def good_revisions(work: Work) -> frozenset[str]:
-    """Return the assignments that a node may keep when a run is taken back."""
-    good = {ASSIGNMENT_NONE}
-    if work.stable:
-        good.add(work.stable)
-    good |= {record.revision for record in work.history if record.kind == "Rollout" and record.result in COMPLETED}
+    records = [record for record in work.history if record.kind == "Rollout"]
+    bad = {record.revision for record in records if record.result not in COMPLETED}
     if work.run is not None:
-        good.discard(work.run.revision)
-    return frozenset(good)
+        bad.add(work.run.revision)
+    bad -= {record.revision for record in records if record.result in COMPLETED}
+    return frozenset(bad - {work.stable})
+
+
+def revision_to_return_to(work: Work, node: Node) -> str:
+    """Return where a node goes if what comes next fails on it: what it runs, unless that is bad, else the stable."""
+    assignment = work.assignment(node)
+    if assignment is not None and assignment in work.seen.revisions and assignment not in bad_revisions(work):
+        return assignment
+    return work.stable or ASSIGNMENT_NONE
 
 
 def same_node(work: Work, entry: BatchNode) -> Node | None:

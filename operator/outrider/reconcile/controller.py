@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from outrider.adapters import clock
 from outrider.adapters.events import EventRecorder
@@ -41,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 _RESYNC_SECONDS = 300.0
 """kopf does not tell deletions that happened while a watch was broken; a list now and then finds them."""
+
+
+_ROLLOUT_RETRY_SECONDS = 15.0
 
 
 def _as_it_is(obj: Json, _before: Json | None) -> Json:
@@ -81,7 +85,9 @@ class Controller:
         self._version_queue = WorkQueue(
             "ComponentVersion", self._timed("ComponentVersion", self._one_version), settings.retry
         )
-        self._rollout_queue = WorkQueue("Rollout", self._timed("Rollout", self._one_rollout), settings.retry)
+        # A fleet in the middle of a move is never left alone for minutes, whatever failed.
+        hasty = replace(settings.retry, maximum=min(settings.retry.maximum, _ROLLOUT_RETRY_SECONDS))
+        self._rollout_queue = WorkQueue("Rollout", self._timed("Rollout", self._one_rollout), hasty)
         self._version_reconciler = VersionReconciler(
             cluster, self.versions, self.trust, self.recorder, settings, self._version_queue.add
         )
@@ -108,6 +114,7 @@ class Controller:
                 len(self.rollouts),
                 *(len(informer) for informer in self._informers[:2]),
             )
+            self._rollout_reconciler.begin()
             group.create_task(self._version_queue.run())
             group.create_task(self._rollout_queue.run())
 
@@ -174,7 +181,10 @@ class Controller:
         body = after or before
         if body is None:
             return
-        self._rollout_queue.add(_key(body))
+        if before is None or after is None or before["metadata"]["generation"] != after["metadata"]["generation"]:
+            self._rollout_queue.retry_now(_key(body))
+        else:
+            self._rollout_queue.add(_key(body))
         if before is None or after is None or before["spec"] != after["spec"]:
             for other in self.rollouts.values():  # nodes may have changed hands
                 self._rollout_queue.add(_key(other))
@@ -186,7 +196,12 @@ class Controller:
     def _pod_changed(self, before: AgentPod | None, after: AgentPod | None) -> None:
         agent = after or before
         if agent is not None:
-            self._rollout_queue.add(f"{agent.namespace}/{agent.rollout}")
+            for rollout in self.rollouts.values():
+                if (rollout["metadata"]["namespace"], rollout["spec"]["component"]) == (
+                    agent.namespace,
+                    agent.component,
+                ):
+                    self._rollout_queue.add(_key(rollout))
 
     def _daemonset_changed(self, before: AgentDaemonSet | None, after: AgentDaemonSet | None) -> None:
         daemonset = after or before

@@ -31,10 +31,10 @@ def project_node(obj: Json, _before: Node | None = None) -> Node:
 
 @dataclass(frozen=True, slots=True)
 class AgentPod:
-    """An agent's pod with the Rollout that it belongs to."""
+    """An agent's pod with the component that it runs: whichever Rollout made it, two of them never share a node."""
 
     namespace: str
-    rollout: str
+    component: str
     pod: Pod
 
 
@@ -57,7 +57,7 @@ def project_pod(obj: Json, before: AgentPod | None, now: datetime) -> AgentPod:
     same = before.pod if before is not None and before.pod.uid == metadata["uid"] else None
     return AgentPod(
         namespace=metadata["namespace"],
-        rollout=labels.get(names.LABEL_ROLLOUT, ""),
+        component=labels.get(names.LABEL_COMPONENT, ""),
         pod=Pod(
             name=metadata["name"],
             uid=metadata["uid"],
@@ -120,6 +120,7 @@ class AgentDaemonSet:
     revision: str
     version: str
     platforms: frozenset[str]
+    target: str
     deleting: bool
 
 
@@ -138,6 +139,7 @@ def project_daemonset(obj: Json, _before: AgentDaemonSet | None = None) -> Agent
         platforms=frozenset(
             filter(None, (metadata.get("annotations") or {}).get(names.ANNOTATION_PLATFORMS, "").split(","))
         ),
+        target=(metadata.get("annotations") or {}).get(names.ANNOTATION_TARGET, ""),
         deleting=bool(metadata.get("deletionTimestamp")),
     )
 

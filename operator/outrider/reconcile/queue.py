@@ -52,6 +52,12 @@ class WorkQueue:
             return  # it backs off: whatever the event says is still there when it is tried again
         self._schedule(key, state, self._settle if after is None else after)
 
+    def retry_now(self, key: str) -> None:
+        """Ask for a pass even though the key backs off: a person has changed something."""
+        state = self._states.setdefault(key, _State())
+        state.failures = 0
+        self.add(key)
+
     def forget(self, key: str) -> None:
         """Drop what is known of a key whose object is gone."""
         state = self._states.get(key)

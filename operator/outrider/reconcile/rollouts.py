@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,9 +20,18 @@ from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
 from outrider.core import plan as actions
 from outrider.core.fleet import Claim, VersionFacts, find_hindrance, select_members
-from outrider.core.moves import is_leaving
+from outrider.core.moves import is_leaving, leaving, target_of
 from outrider.core.plan import Assign, Plan
-from outrider.core.revision import FetchSettings, build_daemonset, build_joiners, daemonset_name, revision_of
+from outrider.core.revision import (
+    FetchSettings,
+    build_daemonset,
+    build_joiners,
+    daemonset_name,
+    hash_target,
+    joiners_id,
+    joiners_name,
+    revision_of,
+)
 from outrider.core.rollout import plan_rollout
 from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
 from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
@@ -74,6 +83,11 @@ class RolloutReconciler:
         self._recorder = recorder
         self._settings = settings
         self._memories: dict[str, _Memory] = {}
+        self._observing_since: datetime | None = None
+
+    def begin(self) -> None:
+        """Note that all caches are filled: from now on the cluster is seen."""
+        self._observing_since = clock.now()
 
     async def reconcile(self, key: str) -> float | None:
         """Make one pass over `namespace/name`; returns the seconds after which to look again."""
@@ -102,7 +116,7 @@ class RolloutReconciler:
 
         pods: dict[str, list[Pod]] = {}
         for agent in self._caches.pods.values():
-            if agent.rollout == name and agent.namespace == namespace:
+            if agent.component == spec.component and agent.namespace == namespace:
                 pods.setdefault(agent.pod.node, []).append(agent.pod)
         revisions: dict[str, str] = {}
         platforms: dict[str, frozenset[str]] = {}
@@ -110,7 +124,7 @@ class RolloutReconciler:
         for daemonset in self._caches.daemonsets.values():
             if (daemonset.namespace, daemonset.rollout, daemonset.deleting) == (namespace, name, False):
                 if daemonset.role == names.ROLE_JOINERS:
-                    joiners.append(daemonset.revision)
+                    joiners.append(joiners_id(daemonset.revision, daemonset.target))
                 else:
                     revisions[daemonset.revision] = daemonset.version
                     platforms[daemonset.revision] = daemonset.platforms
@@ -118,11 +132,10 @@ class RolloutReconciler:
         all_nodes = list(self._caches.nodes.values())
         members, foreign = select_members(all_nodes, spec.target, older)
         batches = tuple(self._batches(namespace, uid, memory))
-        known = set(revisions) | {entry.name for batch in batches for entry in batch.spec.nodes}
         nodes = {
             node.name: node
             for node in all_nodes
-            if node.name in members or (node.name not in foreign and _is_ours(node, key, revisions, known))
+            if node.name in members or (node.name not in foreign and _is_ours(node, key, revisions))
         }
         return RolloutSnapshot(
             now=clock.now(),
@@ -146,6 +159,8 @@ class RolloutReconciler:
                 memory.template_problems.get(wanted, ""),
             ),
             started_by=_who_set_the_version(body),
+            observing_since=self._observing_since,
+            target_hash=hash_target(spec.target),
             nodes=nodes,
             members=members,
             owned_by_others=foreign,
@@ -264,8 +279,8 @@ class RolloutReconciler:
                     await self._drop_finalizer(seen)
                 case actions.DeleteRevision(revision):
                     await self._delete_daemonset(seen, daemonset_name(seen.name, revision))
-                case actions.DeleteJoiners(revision):
-                    await self._delete_daemonset(seen, daemonset_name(seen.name, revision, joiners=True))
+                case actions.DeleteJoiners(joiners):
+                    await self._delete_daemonset(seen, joiners_name(seen.name, joiners))
                 case actions.DeleteBatch(name):
                     await self._cluster.delete(ROLLOUT_BATCHES, seen.namespace, name)
                     self._caches.batches.drop((seen.namespace, name))
@@ -375,8 +390,10 @@ class RolloutReconciler:
         except Conflict as error:
             logger.info("Node %s is not as it was seen, looking again: %s", move.node, error.message)
             return
-        if answer is not None:
-            self._caches.nodes.put(answer)
+        if answer is None:
+            self._caches.nodes.drop(("", move.node))
+        else:
+            self._caches.nodes.update(answer)
 
     async def _keep_finalizer(self, seen: RolloutSnapshot) -> None:
         body = self._present(seen)
@@ -468,12 +485,12 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise errors[0]
 
 
-def _is_ours(node: Node, key: str, revisions: dict[str, str], known: set[str]) -> bool:
+def _is_ours(node: Node, key: str, revisions: Mapping[str, str]) -> bool:
     """Tell whether a node outside the target carries an assignment of this Rollout."""
     assignment = node.labels.get(key)
     if assignment is None:
         return False
-    return assignment.removeprefix(names.ASSIGNMENT_LEAVING) in revisions or node.name in known
+    return target_of(assignment) in revisions or assignment == leaving(names.ASSIGNMENT_NONE)
 
 
 def _who_set_the_version(body: Json) -> str:

@@ -62,6 +62,10 @@ class TrustStore:
         text = "|".join(sorted(f"{secret.name}:{secret.signature}" for secret in self.informer.values()))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def fingerprints(self, namespace: str, component: str) -> frozenset[str]:
+        """Return the fingerprints of the keys that may vouch for a component's versions in a namespace."""
+        return frozenset(key.fingerprint for key in select_keys(self.keys, namespace, component))
+
     async def hand_out(self, namespace: str, component: str) -> None:
         """Keep the ConfigMap of the public keys that may vouch for a component in a fleet's namespace."""
         files = build_key_files(select_keys(self.keys, namespace, component))

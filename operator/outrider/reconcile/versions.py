@@ -97,6 +97,7 @@ class VersionReconciler:
                 failure=memory.failure,
                 running=memory.running,
                 newer_published=self._newer_published(namespace, spec),
+                trusted=self._trust.fingerprints(namespace, spec.component),
             )
         )
         if plan.status.to_api() != (body.get("status") or {}):
@@ -116,10 +117,9 @@ class VersionReconciler:
         return max(0.0, (plan.wake_at - now).total_seconds()) if plan.wake_at else None
 
     def trust_changed(self) -> None:
-        """Look again at every version that a key was missing for."""
-        for key, memory in self._memories.items():
-            if memory.failure is not None and memory.failure.step == "Verify":
-                self._enqueue(key)
+        """Look again at every version: for some a key was missing, for some one is missing now."""
+        for key in self._memories:
+            self._enqueue(key)
 
     def stop(self) -> None:
         """Cancel all steps."""
