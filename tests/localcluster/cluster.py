@@ -326,8 +326,9 @@ def _start(known: state.State, fake: int, real: int, with_registry: bool) -> Clu
     tools = toolchain.ensure(_needed_tools(real, with_registry=with_registry))
     building = time.monotonic() - started
 
-    _choose_addresses(known, real, with_registry)
-    known.save()
+    with exclusive(clusters_directory() / ".addresses.lock", "it chooses addresses"):
+        _choose_addresses(known, real, with_registry)
+        known.save()
     if real:
         realnode.prepare_network(known)
     plane = _control_plane(known, tools)
@@ -362,7 +363,6 @@ def _choose_addresses(known: state.State, real: int, with_registry: bool) -> Non
     others = [other for name in state.all_names() if (other := state.load(name)) is not None]
     ports = {port for other in others for port in (other.port, other.registry_port) if port}
     if real:
-        # Held while the bridge is not there yet: two starts at once must not choose the same.
         network = free_network({other.network for other in others if other.network is not None})
         known.network = network.second
         known.host = known.advertised = network.gateway

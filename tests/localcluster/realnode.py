@@ -452,7 +452,8 @@ def _bridge(known: State) -> str:
 
 
 def _cgroup(known: State, name: str) -> str:
-    return f"outrider-{known.name}-{name}"
+    # By network, not by cluster: that is unique on this machine, names only within one state folder.
+    return f"outrider-{known.network}-{name}"
 
 
 def _tools_directory() -> Path:

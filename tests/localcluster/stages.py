@@ -43,6 +43,8 @@ _REALISTIC = f'.metadata.annotations["{TIMING}"] == "realistic"'
 _FIRST = "(.status.containerStatuses[0] // {})"
 _READY = '([.status.conditions[]? | select(.type == "Ready") | .status][0] // "Unknown")'
 
+_CONTAINERS_READY = _READY.replace("Ready", "ContainersReady")
+
 Expression = dict[str, Any]
 
 
@@ -110,6 +112,7 @@ hostIPs:
 {{ with $ips }}
 podIP: {{ index . 0 | Quote }}
 podIPs:
+- $patch: replace
 {{ range . }}
 - ip: {{ . | Quote }}
 {{ end }}
@@ -335,7 +338,9 @@ def _paced(low: int, high: int) -> Object:
 
 def healthy_stages() -> list[Object]:
     """What every fake node and pod does when nobody asked it to fail."""
-    healed = f'.metadata.annotations["{HEALED}"] != null'
+    # Healed by hand, or not ready though all containers are: then the controller manager took the
+    # node for dead for a while, and a kubelet back again puts that right.
+    recovers = f'.metadata.annotations["{HEALED}"] != null or {_CONTAINERS_READY} == "True"'
     not_ready = condition(f'{_READY} != "True"')
     is_job = 'any(.metadata.ownerReferences[]?; .kind == "Job")'
     return [
@@ -349,8 +354,10 @@ def healthy_stages() -> list[Object]:
         _stage(
             "pod-recover",
             "Pod",
-            [_LIVE, expression(".status.phase", "In", "Running"), not_ready, condition(healed)],
+            [_LIVE, expression(".status.phase", "In", "Running"), not_ready, condition(recovers)],
             _HEALTHY,
+            # The node comes back first, or the controller manager would mark its pods again.
+            delay={"durationMilliseconds": 500},
         ),
         _stage(
             "pod-complete",

@@ -230,3 +230,14 @@ def test_a_running_cluster_is_taken_as_it_is(cluster: Cluster) -> None:
     assert again.server_url == cluster.server_url
     with pytest.raises(LauncherError, match="registry"):
         Cluster.up("launcher-test", fake_nodes=3, real_nodes=0, registry=True)
+
+
+def test_a_pod_of_a_node_that_was_taken_for_dead_gets_ready_again(cluster: Cluster) -> None:
+    client = cluster.client()
+    client.create(PODS, pod("marked"))
+    eventually(lambda: is_ready(client.get(f"{PODS}/marked")), "it runs")
+    # What the controller manager writes when it has not heard of a node for too long.
+    marked = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+    client.strategic(f"{PODS}/marked/status", marked)
+    assert not is_ready(client.get(f"{PODS}/marked"))
+    eventually(lambda: is_ready(client.get(f"{PODS}/marked")), "it is ready again")
