@@ -1,0 +1,475 @@
+"""How fast is a fleet rolled, with how many writes to the API server, and in how much memory?
+
+    PYTHONPATH=operator:tests python -m bench.rollout [--nodes 1000] [--rounds 2] [--explain]
+
+The yardstick is a native DaemonSet with updateStrategy OnDelete whose pods are deleted in the same batches: the next
+batch when all pods of the last are Ready again. Both run on the same cluster of fake nodes, alternating and never at
+the same time, each from a fleet that is Ready at the old version; fake pods take 1 to 3 s to stop and 3 to 5 s to
+start. Beside it stands a native RollingUpdate with maxUnavailable 10 %, which has no batches. The operator runs as a
+process on this machine with the rights of its ServiceAccount and nothing else; the API server counts its requests.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator")]
+
+from adapters.signing import Signer  # noqa: E402
+from bench.counting import WRITTEN, Counts, install_counters, read_counts, remove_counters  # noqa: E402
+from bench.operatorprocess import ACCOUNT, NAMESPACE, OperatorProcess  # noqa: E402
+from bench.watching import BrokenWatch, FleetWatch  # noqa: E402
+from localcluster import Cluster  # noqa: E402
+from localcluster.apiclient import ApiError, Object  # noqa: E402
+from outrider.api import names  # noqa: E402
+
+MAX_RATIO = 1.15
+MAX_WRITES = 2.2
+MAX_MIB = 130
+
+COMPONENT = "agent"
+OLD, NEW, NEWER = "1.0.0", "1.1.0", "1.2.0"
+NATIVE_VERSION = "bench.outrider.test/version"
+IDLE_SECONDS = 15
+DELETING = 16
+"""Requests at a time with which the yardstick deletes a batch."""
+
+TEMPLATE: Object = {
+    "metadata": {"annotations": {"fake.outrider.test/timing": "realistic"}, "labels": {"app": "agent"}},
+    "spec": {
+        "tolerations": [{"operator": "Exists"}],
+        "containers": [{"name": "agent", "image": "agent:dev", "command": ["/opt/agent/agent"]}],
+    },
+}
+
+
+@dataclass(frozen=True)
+class Native:
+    """What the native DaemonSet took, in seconds: in batches, between batches, and by RollingUpdate."""
+
+    batches: float
+    gap: float
+    rolling: float
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What Outrider took: seconds, seconds between batches, requests, and the operator's own use of the machine."""
+
+    seconds: float
+    completed: float
+    gap: float
+    counts: Counts
+    cpu: float
+    idle: float
+    peak_mib: float
+    passes: int
+    explanation: list[str]
+
+
+class Bench:
+    """One cluster and what is measured on it."""
+
+    def __init__(self, cluster: Cluster, nodes: Sequence[str], folder: Path) -> None:
+        self.cluster = cluster
+        self.client = cluster.client()
+        self.nodes = list(nodes)
+        self.batch_size = -(-len(self.nodes) // 10)
+        self.folder = folder
+        self._serial = 0
+
+    def prepare(self) -> None:
+        """Install Outrider without its Deployment, which would run on fake nodes, and a key to trust."""
+        self.cluster.kubectl_run(
+            "apply", "--server-side", "--force-conflicts", "-f", "-", input=(ROOT / "install.yaml").read_text()
+        )
+        self.cluster.kubectl_run("scale", "-n", NAMESPACE, "deployment/outrider", "--replicas=0")
+        crds = [f"crd/{plural}.outrider.dev" for plural in ("componentversions", "rollouts", "rolloutbatches")]
+        self.cluster.kubectl_run("wait", "--for=condition=Established", "--timeout=60s", *crds)
+        self.signer = Signer(self.folder, "key", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
+        self.client.apply(
+            f"/api/v1/namespaces/{NAMESPACE}/secrets/bench-key",
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": "bench-key", "labels": {names.LABEL_TRUST_KEY: "true"}},
+                "data": {"key.pub": base64.b64encode(self.signer.public.read_bytes()).decode()},
+            },
+        )
+        install_counters(self.cluster, NAMESPACE, ACCOUNT)
+
+    # -- the yardstick
+
+    def measure_native(self) -> Native:
+        """Roll the fleet by deleting a DaemonSet's pods in batches, then by RollingUpdate."""
+        with self._namespace() as namespace, FleetWatch(self.cluster, namespace, NATIVE_VERSION) as fleet:
+            daemonsets = f"/apis/apps/v1/namespaces/{namespace}/daemonsets"
+            self.client.create(daemonsets, _daemonset({"type": "OnDelete"}))
+            fleet.await_ready(self.nodes, OLD)
+            time.sleep(5)
+            self._update_native(f"{daemonsets}/agent", NEW, {})
+            order = random.sample(self.nodes, len(self.nodes))
+            gaps = []
+            with ThreadPoolExecutor(DELETING) as pool:
+                begun, finished = time.monotonic(), 0.0
+                for start in range(0, len(order), self.batch_size):
+                    batch = order[start : start + self.batch_size]
+                    pods = fleet.pods_on(batch)
+                    if finished:
+                        gaps.append(time.monotonic() - finished)
+                    list(pool.map(lambda pod: self._delete_pod(namespace, pod), pods))
+                    finished = fleet.await_ready(batch, NEW)
+            time.sleep(5)
+            rolling = {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}}}
+            again = self._update_native(f"{daemonsets}/agent", NEWER, rolling)
+            rolled = fleet.await_ready(self.nodes, NEWER)
+            self.client.delete(f"{daemonsets}/agent")
+            fleet.await_empty()
+        return Native(finished - begun, statistics.median(gaps), rolled - again)
+
+    def _update_native(self, path: str, version: str, changes: Object) -> float:
+        """Change the DaemonSet and wait until its controller has seen it; return when that was."""
+        template = {"metadata": {"labels": {NATIVE_VERSION: version}}}
+        self.client.strategic(path, {"spec": {"template": template, **changes}})
+        while True:
+            seen = self.client.get(path)
+            if seen["status"].get("observedGeneration") == seen["metadata"]["generation"]:
+                return time.monotonic()
+            time.sleep(0.02)
+
+    def _delete_pod(self, namespace: str, name: str) -> None:
+        self.client.delete(f"/api/v1/namespaces/{namespace}/pods/{name}")
+
+    # -- Outrider
+
+    def measure_ours(self) -> Ours:
+        """Roll the fleet by Outrider, in batches of a tenth."""
+        with self._operator() as operator, self._namespace() as namespace:
+            self._publish(namespace, OLD, NEW)
+            key = names.assignment_key(namespace, COMPONENT)
+            with FleetWatch(self.cluster, namespace, names.LABEL_VERSION, key) as fleet:
+                rollout = f"/apis/outrider.dev/v1alpha1/namespaces/{namespace}/rollouts/agent"
+                self.client.create(rollout.removesuffix("/agent"), _rollout())
+                fleet.await_ready(self.nodes, OLD)
+                self._await_completed(rollout, OLD)
+                time.sleep(5)
+                cpu = operator.cpu_seconds
+                time.sleep(IDLE_SECONDS)
+                idle = (operator.cpu_seconds - cpu) / IDLE_SECONDS
+
+                fleet.events.clear()
+                cpu, passes, counts = operator.cpu_seconds, operator.passes, read_counts(self.cluster)
+                strategy: Object = {"type": "Rolling", "rolling": {"batchSize": self.batch_size}}
+                begun = time.monotonic()
+                self.client.merge(rollout, {"spec": {"version": NEW, "strategy": strategy}})
+                finished = fleet.await_ready(self.nodes, NEW)
+                self._await_completed(rollout, NEW)
+                completed = time.monotonic()
+                time.sleep(5)  # what is still to be written belongs to the run
+                result = Ours(
+                    seconds=finished - begun,
+                    completed=completed - begun,
+                    gap=statistics.median(_gaps(fleet, self.batch_size)),
+                    counts=read_counts(self.cluster).since(counts),
+                    cpu=operator.cpu_seconds - cpu,
+                    idle=idle,
+                    peak_mib=operator.peak_mib,
+                    passes=operator.passes - passes,
+                    explanation=_explain(fleet, begun, self.batch_size),
+                )
+                self.client.delete(rollout)
+                self._namespace_away(namespace)
+                fleet.await_empty()
+            with ThreadPoolExecutor(8) as pool:
+                label = {"metadata": {"labels": {key: None}}}
+                list(pool.map(lambda node: self.client.merge(f"/api/v1/nodes/{node}", label), self.nodes))
+        return result
+
+    def _publish(self, namespace: str, *versions: str) -> None:
+        """Publish versions of the agent, from a ConfigMap."""
+        path = f"/apis/outrider.dev/v1alpha1/namespaces/{namespace}/componentversions"
+        for version in versions:
+            content = f"#!/bin/sh\necho agent {version}\n"
+            source = {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": f"agent-{version}"},
+                "data": {"agent": content},
+            }
+            self.client.create(f"/api/v1/namespaces/{namespace}/configmaps", source)
+            artifact = {
+                "platform": {"os": "linux", "arch": "amd64"},
+                "fileName": "agent",
+                "sha256": hashlib.sha256(content.encode()).hexdigest(),
+                "source": {"configMap": {"name": f"agent-{version}", "key": "agent"}},
+                "signature": {"inline": self.signer.sign(content.encode())},
+            }
+            self.client.create(
+                path,
+                {
+                    "apiVersion": names.API_VERSION,
+                    "kind": "ComponentVersion",
+                    "metadata": {"name": f"{COMPONENT}-{version}"},
+                    "spec": {"component": COMPONENT, "version": version, "artifacts": [artifact]},
+                },
+            )
+        for version in versions:
+            self._await_phase(f"{path}/{COMPONENT}-{version}", "Published", 60)
+
+    def _await_completed(self, path: str, version: str) -> None:
+        deadline = time.monotonic() + 120
+        while True:
+            status = self.client.get(path).get("status", {})
+            if status.get("phase") == "Completed" and status["run"]["version"] == version:
+                return
+            if time.monotonic() > deadline:
+                raise BrokenWatch(f"the run did not complete: {json.dumps(status)[:2000]}")
+            time.sleep(0.1)
+
+    def _await_phase(self, path: str, phase: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (status := self.client.get(path).get("status", {})).get("phase") != phase:
+            if time.monotonic() > deadline:
+                raise BrokenWatch(f"{path} is not {phase}: {json.dumps(status)[:2000]}")
+            time.sleep(0.2)
+
+    # -- what both need
+
+    @contextmanager
+    def _operator(self) -> Iterator[OperatorProcess]:
+        operator = OperatorProcess(self.cluster, self.folder / f"operator-{self._serial}")
+        try:
+            yield operator
+            operator.check()
+        except BaseException:
+            say(f"the end of the operator's log:\n{operator.log.read_text()[-3000:]}")
+            raise
+        finally:
+            operator.stop()
+
+    @contextmanager
+    def _namespace(self) -> Iterator[str]:
+        self._serial += 1
+        name = f"bench-{self._serial}-{int(time.time()) % 100_000}"
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+        self.client.create("/api/v1/namespaces", namespace)
+        try:
+            yield name
+        finally:
+            self._namespace_away(name)
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline:
+                try:
+                    self.client.get(f"/api/v1/namespaces/{name}")
+                except ApiError:
+                    break
+                time.sleep(0.5)
+
+    def _namespace_away(self, name: str) -> None:
+        self.client.delete(f"/api/v1/namespaces/{name}")
+
+
+def _daemonset(strategy: Object) -> Object:
+    template: Object = json.loads(json.dumps(TEMPLATE))
+    template["metadata"]["labels"][NATIVE_VERSION] = OLD
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "agent"},
+        "spec": {"selector": {"matchLabels": {"app": "agent"}}, "updateStrategy": strategy, "template": template},
+    }
+
+
+def _rollout() -> Object:
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "Rollout",
+        "metadata": {"name": "agent"},
+        "spec": {
+            "component": COMPONENT,
+            "version": OLD,
+            "target": {"all": True},
+            "template": TEMPLATE,
+            "delivery": {"volume": {"mountPath": "/opt/agent", "containers": ["agent"]}},
+            "strategy": {"type": "Full"},
+            "health": {"minReadySeconds": 0},
+        },
+    }
+
+
+@dataclass(frozen=True)
+class _Move:
+    """When one node took each step of its move."""
+
+    leaves: float
+    gone: float
+    assigned: float
+    created: float
+    ready: float
+
+
+def _moves(fleet: FleetWatch) -> list[_Move]:
+    """Return the nodes' moves in the order in which they left."""
+    found = []
+    for events in fleet.events.values():
+        labels = [(came, label) for came, what, label in events if what == "label"]
+        leaves = next((came for came, label in labels if label.startswith(names.ASSIGNMENT_LEAVING)), None)
+        if leaves is None:
+            continue
+        assigned = next(
+            came for came, label in labels if came > leaves and not label.startswith(names.ASSIGNMENT_LEAVING)
+        )
+        steps = {what: came for came, what, version in events if version in {OLD, NEW}}
+        found.append(_Move(leaves, steps["gone"], assigned, steps["created"], steps["ready"]))
+    return sorted(found, key=lambda move: move.leaves)
+
+
+def _batches(fleet: FleetWatch, size: int) -> list[list[_Move]]:
+    moves = _moves(fleet)
+    return [moves[start : start + size] for start in range(0, len(moves), size)]
+
+
+def _gaps(fleet: FleetWatch, size: int) -> list[float]:
+    """Return the seconds from each batch's last Ready to the next one's first move."""
+    batches = _batches(fleet, size)
+    return [after[0].leaves - max(move.ready for move in before) for before, after in pairwise(batches)]
+
+
+def _explain(fleet: FleetWatch, begun: float, size: int) -> list[str]:
+    """Say where the time of a run went: medians and maxima of each step, as the bench saw them."""
+    batches = _batches(fleet, size)
+    moves = [move for batch in batches for move in batch]
+    steps = {
+        "leaves -> old pod gone": [m.gone - m.leaves for m in moves],
+        "old pod gone -> assigned": [m.assigned - m.gone for m in moves],
+        "assigned -> new pod created": [m.created - m.assigned for m in moves],
+        "new pod created -> Ready": [m.ready - m.created for m in moves],
+        "batch: first leaves -> last leaves": [batch[-1].leaves - batch[0].leaves for batch in batches],
+        "batch: first leaves -> last Ready": [max(m.ready for m in batch) - batch[0].leaves for batch in batches],
+        "batch: last Ready -> next leaves": _gaps(fleet, size),
+        "start -> first leaves": [moves[0].leaves - begun],
+    }
+    return [
+        f"{name:<36} median {statistics.median(values):6.3f} s, longest {max(values):6.3f} s"
+        for name, values in steps.items()
+    ]
+
+
+def main() -> int:
+    """Measure, print, and return 0 if the targets are met."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=1000, help="size of the fleet (default 1000)")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds, of which the median counts (default 2)")
+    parser.add_argument("--cluster", default="bench", help="name of the local cluster (default bench)")
+    parser.add_argument("--keep", action="store_true", help="leave the cluster running")
+    parser.add_argument("--explain", action="store_true", help="say where the time went")
+    parser.add_argument("--only", choices=["native", "outrider"], help="measure one of the two, to look into it")
+    arguments = parser.parse_args()
+
+    # Ended by a supervisor is cleaned up like ended by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cluster = Cluster.up(arguments.cluster, fake_nodes=arguments.nodes, real_nodes=0)
+    try:
+        cluster.scale_fake_nodes(arguments.nodes)
+        with tempfile.TemporaryDirectory(prefix="outrider-bench-") as scratch:
+            bench = Bench(cluster, cluster.fake_nodes, Path(scratch))
+            bench.prepare()
+            natives, ours = run_rounds(bench, arguments)
+        remove_counters(cluster)
+    finally:
+        if not arguments.keep:
+            cluster.down()
+    return report(natives, ours, len(bench.nodes)) if natives and ours else 0
+
+
+def run_rounds(bench: Bench, arguments: argparse.Namespace) -> tuple[list[Native], list[Ours]]:
+    """Measure both in turn, and turn the turn around in each round."""
+    say(f"rolling {len(bench.nodes)} fake nodes in batches of {bench.batch_size}, {arguments.rounds} rounds")
+    natives: list[Native] = []
+    ours: list[Ours] = []
+    for number in range(1, arguments.rounds + 1):
+        for what in ("native", "outrider") if number % 2 else ("outrider", "native"):
+            if arguments.only not in {None, what}:
+                continue
+            if what == "native":
+                native = bench.measure_native()
+                natives.append(native)
+                say(
+                    f"  round {number}: native OnDelete {native.batches:.1f} s, {native.gap * 1000:.0f} ms between "
+                    f"batches; native RollingUpdate 10 % {native.rolling:.1f} s"
+                )
+            else:
+                our = bench.measure_ours()
+                ours.append(our)
+                say(
+                    f"  round {number}: Outrider {our.seconds:.1f} s (told Completed after {our.completed:.1f} s), "
+                    f"{our.gap * 1000:.0f} ms between batches; {our.passes} passes, CPU {our.cpu:.1f} s, "
+                    f"{our.peak_mib:.0f} MiB"
+                )
+                if arguments.explain:
+                    say(*(f"    {line}" for line in our.explanation))
+                    say(f"    requests: {our.counts.by_kind}")
+    return natives, ours
+
+
+def report(natives: Sequence[Native], ours: Sequence[Ours], nodes: int) -> int:
+    """Print each figure beside its yardstick or its target; return 0 if all targets are met."""
+    yardstick = statistics.median(native.batches for native in natives)
+    rolling = statistics.median(native.rolling for native in natives)
+    ratio = statistics.median(our.seconds / native.batches for our, native in zip(ours, natives, strict=True))
+    writes = statistics.median(our.counts.writes for our in ours) / nodes
+    peak = max(our.peak_mib for our in ours)
+    by_kind = {kind: statistics.median(our.counts.by_kind[kind] for our in ours) / nodes for kind in WRITTEN}
+    shares = ", ".join(f"{kind} {share:.3f}" for kind, share in by_kind.items() if share)
+    results = [
+        (
+            ratio <= MAX_RATIO,
+            f"time: {ratio:.2f} x native OnDelete in the same batches ({yardstick:.1f} s); at most {MAX_RATIO} x",
+        ),
+        (
+            writes <= MAX_WRITES,
+            f"writes to the API server: {writes:.2f} per moved node ({shares}); at most {MAX_WRITES}",
+        ),
+        (peak <= MAX_MIB, f"operator's memory: {peak:.0f} MiB at its peak; at most {MAX_MIB} MiB"),
+    ]
+    for met, line in results:
+        say(f"{line}. {'met' if met else 'MISSED'}")
+    say(
+        f"beside it: native RollingUpdate with maxUnavailable 10 % = {rolling / yardstick:.2f} x native OnDelete; "
+        f"last Ready of a batch to first move of the next {_median_ms(o.gap for o in ours)} ms "
+        f"(native {_median_ms(n.gap for n in natives)} ms); "
+        f"operator's CPU {statistics.median(o.cpu for o in ours) * 1000 / nodes:.1f} s per 1,000 nodes moved, "
+        f"idle {statistics.median(o.idle for o in ours):.1%} of a core, "
+        f"{statistics.median(o.passes for o in ours):.0f} passes, "
+        f"{statistics.median(o.counts.by_kind['reads'] for o in ours):.0f} reads"
+    )
+    return 0 if all(met for met, _ in results) else 1
+
+
+def _median_ms(seconds: Iterator[float]) -> str:
+    return f"{statistics.median(seconds) * 1000:.0f}"
+
+
+def say(*lines: str) -> None:
+    """Print lines at once."""
+    for line in lines:
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
