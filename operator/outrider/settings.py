@@ -1,5 +1,6 @@
 """The operator's settings: read once from the environment, checked, and immutable afterwards."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,8 +18,11 @@ class Retry:
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait after the failed attempt number `attempt` (from 1)."""
-        # The exponent is bounded so that a dependency that is down for days does not overflow a float.
-        return float(min(self.maximum, self.first * self.factor ** min(attempt - 1, 64)))
+        try:
+            grown = self.first * float(self.factor) ** (attempt - 1)
+        except OverflowError:  # a dependency that is down for days
+            grown = math.inf
+        return min(float(self.maximum), grown)
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,25 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     def text(name: str, default: str) -> str:
         return environment.get(f"OUTRIDER_{name}", "").strip() or default
 
-    def number(name: str, default: float, minimum: float) -> float:
+    def number(name: str, default: float, minimum: float, maximum: float = 1e15) -> float:
         value = text(name, str(default))
         try:
             parsed = float(value)
         except ValueError:
-            parsed = float("nan")
-        if not parsed >= minimum:
-            raise Stalling("SettingInvalid", f"OUTRIDER_{name} must be a number of at least {minimum:g}, not {value!r}")
+            parsed = math.nan
+        if not minimum <= parsed <= maximum:
+            most = f" and at most {maximum:g}" if parsed > maximum else ""
+            raise Stalling(
+                "SettingInvalid", f"OUTRIDER_{name} must be a number of at least {minimum:g}{most}, not {value!r}"
+            )
         return parsed
+
+    def choice(name: str, default: str, *choices: str) -> str:
+        value = text(name, default)
+        found = next((choice for choice in choices if choice.lower() == value.lower()), None)
+        if found is None:
+            raise Stalling("SettingInvalid", f"OUTRIDER_{name} must be one of {', '.join(choices)}, not {value!r}")
+        return found
 
     def switch(name: str) -> bool:
         value = text(name, "false").lower()
@@ -85,9 +99,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         )
     if "/" in registry:
         raise Stalling("SettingInvalid", f"OUTRIDER_REGISTRY must be host[:port] without scheme or path: {registry!r}")
-    log_format = text("LOG_FORMAT", default.log_format)
-    if log_format not in {"text", "json"}:
-        raise Stalling("SettingInvalid", f"OUTRIDER_LOG_FORMAT must be text or json, not {log_format!r}")
     return Settings(
         namespace=text("NAMESPACE", default.namespace),
         pod_name=text("POD_NAME", default.pod_name),
@@ -99,7 +110,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         registry_password=text("REGISTRY_PASSWORD", ""),
         node_registry=text("NODE_REGISTRY", ""),
         fetch_image=text("FETCH_IMAGE", default.fetch_image),
-        fetch_image_pull_policy=text("FETCH_IMAGE_PULL_POLICY", default.fetch_image_pull_policy),
+        fetch_image_pull_policy=choice(
+            "FETCH_IMAGE_PULL_POLICY", default.fetch_image_pull_policy, "Always", "IfNotPresent", "Never"
+        ),
         allowed_source_hosts=tuple(h.strip() for h in text("ALLOWED_SOURCE_HOSTS", "").split(",") if h.strip()),
         max_artifact_bytes=int(number("MAX_ARTIFACT_BYTES", default.max_artifact_bytes, 1)),
         retry=Retry(
@@ -109,9 +122,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         ),
         ingest_concurrency=int(number("INGEST_CONCURRENCY", default.ingest_concurrency, 1)),
         allow_rsa_2048=switch("ALLOW_RSA_2048"),
-        log_level=text("LOG_LEVEL", default.log_level).upper(),
-        log_format=log_format,
+        log_level=choice("LOG_LEVEL", default.log_level, "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+        log_format=choice("LOG_FORMAT", default.log_format, "text", "json"),
         listen_host=text("LISTEN_HOST", ""),
-        listen_port=int(number("LISTEN_PORT", default.listen_port, 0)),
+        listen_port=int(number("LISTEN_PORT", default.listen_port, 0, 65535)),
         lease_seconds=number("LEASE_SECONDS", default.lease_seconds, 2),
     )
