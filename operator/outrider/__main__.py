@@ -8,7 +8,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any, cast
+from typing import Any
 
 import click
 import kopf
@@ -41,11 +41,15 @@ def run(kubeconfig: str | None, context: str | None) -> None:
     try:
         settings = read_settings(os.environ)
         _configure_logs(settings)
-        code = asyncio.run(_operate(settings, kubeconfig or os.environ.get("KUBECONFIG"), context))
+        asyncio.run(_run(settings, kubeconfig or os.environ.get("KUBECONFIG"), context))
     except OutriderError as error:
         click.echo(f"outrider: {error.reason}: {error.message}", err=True)
         sys.exit(1)
-    # Threads may still be streaming gigabytes; their work is lost by design, so nobody waits for them.
+
+
+async def _run(settings: Settings, kubeconfig: str | None, context: str | None) -> None:
+    code = await _operate(settings, kubeconfig, context)
+    # Threads may still be streaming gigabytes, and asyncio.run would wait for them. Their work is lost by design.
     logging.shutdown()
     os._exit(code)
 
@@ -95,16 +99,7 @@ async def _act(
         asyncio.create_task(elector.hold(), name="lease"),
         asyncio.create_task(stop.wait(), name="signal"),
         asyncio.create_task(
-            kopf.operator(
-                registry=build_registry(controller, access),
-                settings=build_settings(),
-                # Left to itself, kopf asks for the user's name, and in the image the user has none.
-                identity=cast("Any", identity),
-                clusterwide=True,
-                standalone=True,
-                stop_flag=ended,
-                ready_flag=ready,
-            ),
+            _watch_resources(controller, access, ended, ready),
             name="kopf",
         ),
     }
@@ -134,6 +129,19 @@ def _listen_to_signals(stop: asyncio.Event) -> None:
 async def _after(flag: asyncio.Event, act: Callable[[], None]) -> None:
     await flag.wait()
     act()
+
+
+async def _watch_resources(controller: Controller, access: Access, ended: asyncio.Event, ready: asyncio.Event) -> None:
+    # Only once the custom resources could be listed: kopf never looks again for a kind that was not there.
+    await controller.begun.wait()
+    await kopf.operator(
+        registry=build_registry(controller, access),
+        settings=build_settings(),
+        clusterwide=True,
+        standalone=True,
+        stop_flag=ended,
+        ready_flag=ready,
+    )
 
 
 async def _first(*coroutines: Coroutine[Any, Any, object]) -> bool:

@@ -137,6 +137,9 @@ class Fleet:
             batches=tuple(sorted(self.batches.values(), key=lambda b: (b.spec.run, b.spec.batch, b.spec.page))),
             revisions=dict(self.revisions),
             platforms=dict(self.platforms),
+            assigned=frozenset(
+                (sim.node.labels[KEY]).removeprefix("to-") for sim in self.nodes.values() if KEY in sim.node.labels
+            ),
             joiners=tuple(self.joiners),
         )
 

@@ -23,6 +23,8 @@ Json = dict[str, Any]
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
 _LIST_CHUNK = 500
+_SILENT_SECONDS = 90.0
+"""A watch that says nothing for so long is broken: the API server sends a bookmark every minute."""
 _TOO_MANY = 429
 _SERVER_ERROR = 500
 
@@ -186,7 +188,7 @@ class Cluster:
             "timeoutSeconds": str(seconds),
             **selectors,
         }
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=seconds + 15)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=_SILENT_SECONDS)
         try:
             async with self._access.session.get(
                 self._access.server + resource.path(namespace), params=query, timeout=timeout

@@ -17,6 +17,10 @@ from outrider.api.errors import OutriderError
 logger = logging.getLogger(__name__)
 
 
+class _LostError(Exception):
+    """Somebody else holds the Lease."""
+
+
 class LeaseElector:
     """One candidate for the Lease `name` in `namespace`, under the unique name `identity`."""
 
@@ -39,12 +43,19 @@ class LeaseElector:
 
     async def hold(self) -> None:
         """Renew the Lease; returns when it is lost. Whoever called must then end the process at once."""
-        while True:
-            await asyncio.sleep(self._retry_seconds)
-            if not await self._attempt() and time.monotonic() - self._renewed > self._renew_deadline:
-                self.is_leader = False
-                logger.error("The Lease %s/%s could not be renewed in time", self._namespace, self._name)
-                return
+        try:
+            while True:
+                # The deadline holds whatever an attempt is waiting for.
+                left = self._renewed + self._renew_deadline - time.monotonic()
+                async with asyncio.timeout(left):
+                    await asyncio.sleep(self._retry_seconds)
+                    while not await self._attempt():  # noqa: ASYNC110 - nothing can signal it
+                        await asyncio.sleep(self._retry_seconds)
+        except TimeoutError:
+            logger.error("The Lease %s/%s could not be renewed in time", self._namespace, self._name)
+        except _LostError as error:
+            logger.error("The Lease %s/%s is held by %s now", self._namespace, self._name, error)
+        self.is_leader = False
 
     async def release(self) -> None:
         """Give the Lease back at an orderly end, so that another replica takes over at once."""
@@ -83,7 +94,7 @@ class LeaseElector:
         holder = spec.get("holderIdentity") or ""
         if holder != self._identity:
             if self.is_leader:
-                return False
+                raise _LostError(holder or "nobody")
             record = f"{holder}/{spec.get('renewTime')}/{lease['metadata']['resourceVersion']}"
             if record != self._seen[0]:
                 self._seen = (record, asked)

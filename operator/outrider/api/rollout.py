@@ -401,8 +401,6 @@ class RolloutBatchSpec(ApiModel):
     """When the batch started; deadlines run from here."""
     started_by: Annotated[str, Field(max_length=253)] = ""
     """As in the run."""
-    paused_seconds: int = 0
-    """How long the run had stood in pauses before the batch."""
     nodes: Annotated[list[BatchNode], Field(max_length=100, json_schema_extra=list_map("name"))]
     """The nodes, in the order in which they are moved."""
 
@@ -422,6 +420,8 @@ class NodeResult(ApiModel):
     """When the node was first touched."""
     finished_at: Time | None = None
     """When the state became a result."""
+    paused_seconds: int = 0
+    """How long the run had stood in pauses when the node was first touched: does not count against its deadline."""
 
 
 class RolloutBatchStatus(ApiModel):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from outrider.api.names import ROLE_REVISION
 from outrider.api.rollout import Health
 from outrider.core.snapshot import Pod
 
@@ -47,7 +48,14 @@ def judge_pods(pods: Sequence[Pod], revision: str, health: Health, now: datetime
     Healthy needs positive evidence: a pod of this revision that is Ready without a break for minReadySeconds. Failed
     is what waiting would not mend. Everything else is pending.
     """
-    pod = next((pod for pod in pods if pod.revision == revision and pod.live and not pod.terminating), None)
+    pod = next(
+        (
+            pod
+            for pod in pods
+            if (pod.revision, pod.role) == (revision, ROLE_REVISION) and pod.live and not pod.terminating
+        ),
+        None,
+    )
     if pod is None:
         return Verdict("Starting", "NoPod", "the agent's pod has not been created yet")
     if pod.refusal:

@@ -46,23 +46,14 @@ def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) 
         return result  # the run completed once: what happens to its nodes later is no verdict on it
     node = same_node(work, entry)
     if node is None:
-        if result.state in {"Succeeded", "Failed"}:
-            return result
-        if result.state == "Pending":
-            return with_state(work, result, "Skipped", "NodeGone", "the node was deleted before it was moved")
-        return with_state(work, result, "Failed", "NodeGone", "the node was deleted before its agent was healthy")
+        return _judge_absent(work, result)
     assignment = work.assignment(node)
     if result.state in FAILED:
         return _judge_return(work, entry, result, node)
-    if assignment == (entry.origin or None) and entry.origin != entry.to:
-        # Not touched yet. A rollback skips nobody: a dead node must not come back with what failed.
-        skip = None
-        if batch.spec.kind == "Rollout":
-            skip = why_skip(work, node)
-            if node.name not in work.seen.members:
-                skip = "LeftTarget", "the node does not belong to spec.target any more"
-        return with_state(work, result, "Skipped", *skip) if skip is not None else result
-    if assignment not in {entry.to, leaving(entry.to), entry.origin or None}:
+    untouched = result.state in {"Pending", "Stopping"} and entry.origin != entry.to
+    if untouched and assignment == (entry.origin or None):
+        return _judge_untouched(work, batch, result, node)
+    if assignment not in {entry.to, leaving(entry.to)}:
         return with_state(
             work, result, "Skipped", "AssignmentChanged", f"somebody set the node's assignment to {assignment}"
         )
@@ -77,6 +68,30 @@ def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) 
             verdict = Verdict("Healthy")
         state = verdict.state
     return _settle(work, batch, result, verdict, state)
+
+
+def _judge_absent(work: Work, result: NodeResult) -> NodeResult:
+    """Judge an entry whose node is gone."""
+    if result.state in {"Succeeded", "Failed"}:
+        return result
+    if result.state == "Pending":
+        return with_state(work, result, "Skipped", "NodeGone", "the node was deleted before it was moved")
+    return with_state(work, result, "Failed", "NodeGone", "the node was deleted before its agent was healthy")
+
+
+def _judge_untouched(work: Work, batch: Batch, result: NodeResult, node: Node) -> NodeResult:
+    """Judge a node that still has the assignment that it had when its batch was made."""
+    if batch.spec.kind == "Rollout":  # a rollback skips nobody: a dead node must not come back with what failed
+        skip = why_skip(work, node)
+        if node.name not in work.seen.members:
+            skip = "LeftTarget", "the node does not belong to spec.target any more"
+        if skip is not None:
+            return with_state(work, result, "Skipped", *skip)
+    if result.state == "Pending":
+        return result
+    # Its move was planned and the patch was not made: tried again, but not for ever.
+    verdict = Verdict("Starting", "PatchRefused", "the node's assignment could not be changed")
+    return _settle(work, batch, result, verdict, "Stopping")
 
 
 def since_observed(work: Work, moment: datetime) -> datetime:
@@ -99,7 +114,8 @@ def _settle(work: Work, batch: Batch, result: NodeResult, verdict: Verdict, stat
         return with_state(work, result, "Failed", verdict.reason, verdict.message)
     if result.state == "Succeeded":
         # It was healthy and is not: its clock starts again, and the batch is open again.
-        return with_state(work, result.model_copy(update={"started_at": now}), state, verdict.reason, verdict.message)
+        again = result.model_copy(update={"started_at": now, "paused_seconds": work.paused_seconds()})
+        return with_state(work, again, state, verdict.reason, verdict.message)
     if verdict.reason == "MinReady":
         # Ready, and only not for long enough yet: no deadline turns that into a failure.
         if verdict.wake_at is not None:
@@ -107,10 +123,10 @@ def _settle(work: Work, batch: Batch, result: NodeResult, verdict: Verdict, stat
         return with_state(work, result, state, verdict.reason, verdict.message)
     timeout = work.seen.spec.health.timeout_seconds
     begun = since_observed(work, result.started_at or batch.spec.started_at)
-    paused = work.paused_seconds() - batch.spec.paused_seconds
-    deadline = begun + timedelta(seconds=timeout + paused)
+    deadline = begun + timedelta(seconds=timeout + work.paused_seconds() - result.paused_seconds)
     if now >= deadline and (work.run is None or work.run.paused_since is None):
-        reason = verdict.reason if verdict.reason == "StuckTerminating" else "HealthTimeout"
+        own = verdict.reason in {"StuckTerminating", "PatchRefused"}
+        reason = verdict.reason if own else "HealthTimeout"
         return with_state(work, result, "Failed", reason, f"not healthy within {timeout} s: {verdict.message}")
     work.wakes.append(min(deadline, verdict.wake_at) if verdict.wake_at else deadline)
     return with_state(work, result, state, verdict.reason, verdict.message)

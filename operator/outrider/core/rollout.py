@@ -93,7 +93,8 @@ def let_go(work: Work) -> None:
         return
     work.ended = True
     work.gate = "deleted: half-made moves are being finished"
-    if seen.has_finalizer and not any(is_leaving(work.assignment(node)) for node in seen.nodes.values()):
+    # A dead node cannot finish its move, and must not hold up the deletion.
+    if seen.has_finalizer and not any(node.ready and is_leaving(work.assignment(node)) for node in seen.nodes.values()):
         work.clean_up.append(DropFinalizer())
 
 
@@ -237,7 +238,11 @@ def move_open_batches(work: Work) -> None:
         move(work, node, entry.to)
         in_flight += 1
         work.results[batch.name][entry.name] = result.model_copy(
-            update={"state": "Stopping", "started_at": work.seen.now}
+            update={
+                "state": "Stopping",
+                "started_at": work.seen.now,
+                "paused_seconds": work.paused_seconds(),
+            }
         )
 
 
@@ -381,10 +386,7 @@ def forget(work: Work) -> None:
             continue
         for entry in batch.spec.nodes:
             needed |= {entry.origin, entry.to, entry.back}
-    for node in seen.nodes.values():
-        assignment = work.assignment(node)
-        if assignment is not None:
-            needed.add(target_of(assignment))
+    needed |= seen.assigned
     needed |= {target_of(entry) for entry in needed if entry is not None}
     work.clean_up.extend(DeleteRevision(revision) for revision in sorted(seen.revisions) if revision not in needed)
 

@@ -18,6 +18,9 @@ from outrider.core.states import FAILED
 
 _MAX_FAILURES = 10
 
+CONDITION_TYPES = frozenset({"Ready", "Reconciling", "Stalled", "Progressing", "Paused", "Degraded", "RolledBack"})
+"""The conditions that are Outrider's."""
+
 Entry = tuple[BatchNode, NodeResult]
 
 

@@ -9,7 +9,8 @@ from outrider.core.work import Work
 def start_run(work: Work, *, kind: RunKind, version: str, revision: str, of_run: int | None = None) -> None:
     """Begin a run with the next number; its first batch is made once it is stored."""
     seen = work.seen
-    last = max([record.id for record in work.history], default=0)
+    # Numbers are never reused, even if a status was lost: batches of that number may be stored.
+    last = max([*(record.id for record in work.history), *(batch.spec.run for batch in seen.batches)], default=0)
     work.run = RunStatus(
         id=last + 1,
         kind=kind,

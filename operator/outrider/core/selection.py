@@ -90,7 +90,6 @@ def create_batch(work: Work, nodes: Iterable[Node], *, step: int, to: Callable[[
             step=step,
             started_at=seen.now,
             started_by=run.started_by,
-            paused_seconds=work.paused_seconds(),
             nodes=entries,
         )
         work.new_batches.append(CreateBatch(batch_name(seen.name, run.id, number, index), spec))

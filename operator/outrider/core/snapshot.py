@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from outrider.api.names import ROLE_REVISION
 from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus
 
 
@@ -47,6 +48,7 @@ class Pod:
     uid: str
     node: str
     revision: str
+    role: str = ROLE_REVISION
     live: bool = True
     terminating: bool = False
     ready_since: datetime | None = None
@@ -87,7 +89,8 @@ class RolloutSnapshot:
     `nodes` are all nodes of the target and all that carry an assignment of this Rollout; `members` names those of the
     target, `owned_by_others` those that belong to an older Rollout. `pods` are the agents' pods by node. `revisions`
     names the revisions whose DaemonSets exist, each with its version; `platforms` what each has artifacts for (nothing
-    said: any); `joiners` the revisions that joiners' DaemonSets bring. `wanted` is the revision that the spec asks for.
+    said: any); `joiners` the revisions that joiners' DaemonSets bring. `wanted` is the revision that the spec asks for,
+    `assigned` are the revisions that any node of the cluster names in this component's label, or is on its way to.
     `observing_since` is when this process began to see the cluster: what happened before cannot be held against a node.
     """
 
@@ -113,6 +116,7 @@ class RolloutSnapshot:
     observing_since: datetime | None = None
     target_hash: str = ""
     platforms: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    assigned: frozenset[str] = frozenset()
     joiners: tuple[str, ...] = ()
 
     @property

@@ -7,5 +7,5 @@ RESULTS: Final = frozenset({"Succeeded", "Failed", "RolledBack", "Skipped"})
 FAILED: Final = frozenset({"Failed", "Returning", "RolledBack"})
 ONGOING: Final = frozenset({"Running", "Paused"})
 COMPLETED: Final = frozenset({"Succeeded", "PartiallySucceeded"})
-COMES_BACK: Final = frozenset({"NodeNotReady", "WouldNotSchedule", "NoArtifact", "LeftTarget"})
+COMES_BACK: Final = frozenset({"NodeNotReady", "WouldNotSchedule", "NoArtifact", "LeftTarget", "RunEnded"})
 """Reasons of Skipped that may pass: such a node is taken by a later batch of the same run."""

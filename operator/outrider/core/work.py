@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from outrider.api.names import ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS
+from outrider.api.names import ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS, ROLE_REVISION
 from outrider.api.rollout import BatchNode, NodeResult, RunRecord, RunStatus
 from outrider.core.moves import next_assignment
 from outrider.core.plan import Action, Assign, CreateBatch, Event
@@ -142,7 +142,12 @@ def same_node(work: Work, entry: BatchNode) -> Node | None:
 def move(work: Work, node: Node, target: str) -> None:
     """Bring a node one step nearer to `target`, if it can take one."""
     assignment = work.assignment(node)
-    live = {pod.revision for pod in work.pods(node.name) if pod.live}
+    # A joiners' pod is another agent, even where it is of the same revision.
+    live = {
+        pod.revision if pod.role == ROLE_REVISION else f"{pod.role}/{pod.revision}"
+        for pod in work.pods(node.name)
+        if pod.live
+    }
     step = next_assignment(assignment, target, live, served_by_joiners=bool(work.seen.joiners))
     if step is not None:
         work.moves.append(Assign(node.name, node.uid, assignment, step))

@@ -96,6 +96,7 @@ class Controller:
         self._synced = [informer.synced for informer in self._informers]
         self._synced += [self.trust.informer.synced, self.versions.synced, self.rollouts.synced]
         self.alive_at = time.monotonic()
+        self.begun = asyncio.Event()
 
     async def run(self) -> None:
         """Act until cancelled. Nothing is decided before every cache has been filled once."""
@@ -115,6 +116,7 @@ class Controller:
                 *(len(informer) for informer in self._informers[:2]),
             )
             self._rollout_reconciler.begin()
+            self.begun.set()
             group.create_task(self._version_queue.run())
             group.create_task(self._rollout_queue.run())
 
@@ -156,10 +158,16 @@ class Controller:
         return timed
 
     async def _one_version(self, key: str) -> float | None:
-        return await self._version_reconciler.reconcile(key)
+        again = await self._version_reconciler.reconcile(key)
+        if self.versions.get(*key.split("/", 1)) is None:
+            self._version_queue.forget(key)
+        return again
 
     async def _one_rollout(self, key: str) -> float | None:
-        return await self._rollout_reconciler.reconcile(key)
+        again = await self._rollout_reconciler.reconcile(key)
+        if self.rollouts.get(*key.split("/", 1)) is None:
+            self._rollout_queue.forget(key)
+        return again
 
     # -- who has to look again when something changed
 
@@ -173,6 +181,9 @@ class Controller:
             for other in self.versions.values():
                 if (other["metadata"]["namespace"], other["spec"]["component"]) == (namespace, component):
                     self._version_queue.add(_key(other))
+        self._wake_rollouts(namespace, component)
+
+    def _wake_rollouts(self, namespace: str, component: str) -> None:
         for rollout in self.rollouts.values():
             if (rollout["metadata"]["namespace"], rollout["spec"]["component"]) == (namespace, component):
                 self._rollout_queue.add(_key(rollout))
@@ -196,12 +207,7 @@ class Controller:
     def _pod_changed(self, before: AgentPod | None, after: AgentPod | None) -> None:
         agent = after or before
         if agent is not None:
-            for rollout in self.rollouts.values():
-                if (rollout["metadata"]["namespace"], rollout["spec"]["component"]) == (
-                    agent.namespace,
-                    agent.component,
-                ):
-                    self._rollout_queue.add(_key(rollout))
+            self._wake_rollouts(agent.namespace, agent.component)
 
     def _daemonset_changed(self, before: AgentDaemonSet | None, after: AgentDaemonSet | None) -> None:
         daemonset = after or before

@@ -63,6 +63,7 @@ def project_pod(obj: Json, before: AgentPod | None, now: datetime) -> AgentPod:
             uid=metadata["uid"],
             node=spec.get("nodeName") or _intended_node(spec),
             revision=labels.get(names.LABEL_REVISION, ""),
+            role=labels.get(names.LABEL_ROLE, names.ROLE_REVISION),
             live=live,
             terminating=terminating,
             ready_since=((same.ready_since if same else None) or now) if ready else None,
@@ -149,6 +150,7 @@ class StoredBatch:
     """A RolloutBatch as it is stored."""
 
     namespace: str
+    uid: str
     rollout: str
     rollout_uid: str
     batch: Batch
@@ -162,6 +164,9 @@ def project_batch(obj: Json, before: StoredBatch | None = None) -> StoredBatch:
     """Return a RolloutBatch; its spec is frozen, so that it is parsed once."""
     metadata = obj["metadata"]
     owner = next((o["uid"] for o in metadata.get("ownerReferences") or [] if o["kind"] == "Rollout"), "")
-    spec = before.batch.spec if before is not None else RolloutBatchSpec.model_validate(obj["spec"])
+    same = before is not None and before.uid == metadata["uid"]
+    spec = before.batch.spec if before is not None and same else RolloutBatchSpec.model_validate(obj["spec"])
     status = RolloutBatchStatus.model_validate(obj.get("status") or {})
-    return StoredBatch(metadata["namespace"], spec.rollout, owner, Batch(metadata["name"], spec, status))
+    return StoredBatch(
+        metadata["namespace"], metadata["uid"], spec.rollout, owner, Batch(metadata["name"], spec, status)
+    )

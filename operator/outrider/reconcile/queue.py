@@ -22,6 +22,7 @@ class _State:
     failures: int = 0
     due: float | None = None
     serial: int = field(default=0)
+    forgotten: bool = False
 
 
 class WorkQueue:
@@ -45,7 +46,8 @@ class WorkQueue:
     def add(self, key: str, after: float | None = None) -> None:
         """Ask for a pass over `key` within `after` seconds (default: as soon as a burst has settled)."""
         state = self._states.setdefault(key, _State())
-        if state.running and after is None:
+        state.forgotten = False
+        if state.running:
             state.dirty = True
             return
         if state.failures and after is None:
@@ -59,9 +61,11 @@ class WorkQueue:
         self.add(key)
 
     def forget(self, key: str) -> None:
-        """Drop what is known of a key whose object is gone."""
+        """Drop what is known of a key whose object is gone, as soon as its pass has ended."""
         state = self._states.get(key)
-        if state is not None and not state.running:
+        if state is not None and state.running:
+            state.forgotten = True
+        elif state is not None:
             del self._states[key]
 
     def failures(self, key: str) -> int:
@@ -128,3 +132,5 @@ class WorkQueue:
         state.dirty = False
         if again is not None:
             self._schedule(key, state, again)
+        elif state.forgotten:
+            self._states.pop(key, None)

@@ -33,6 +33,7 @@ from outrider.core.revision import (
     revision_of,
 )
 from outrider.core.rollout import plan_rollout
+from outrider.core.rollout_status import CONDITION_TYPES
 from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
 from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
 from outrider.reconcile.trust import TrustStore
@@ -44,6 +45,10 @@ _RECORD_SECONDS = 2.0
 """Records that can be derived again from the cluster are written together, at most so often."""
 _STATUS_SECONDS = 1.0
 """Likewise a Rollout's counts."""
+_REFUSED_SECONDS = 2.0
+"""After so long a node whose patch was refused is tried again."""
+_TEMPLATE_SECONDS = 300.0
+"""After so long a template that was refused is tried again: what refused it may be somebody's webhook."""
 _STUCK_SECONDS = 60.0
 """A node longer than this between two revisions is told in the log and by a metric."""
 
@@ -55,8 +60,10 @@ class _Memory:
     pending_records: dict[str, RolloutBatchStatus] = field(default_factory=dict)
     records_written: float = float("-inf")
     status_written: float = float("-inf")
-    template_problems: dict[str, str] = field(default_factory=dict)
+    template_problems: dict[str, tuple[str, float]] = field(default_factory=dict)
     leaving_since: dict[str, datetime] = field(default_factory=dict)
+    refused: int = 0
+    uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,9 @@ class RolloutReconciler:
             self._memories.pop(key, None)
             _forget_metrics(namespace, name)
             return None
-        memory = self._memories.setdefault(key, _Memory())
+        memory = self._memories.get(key)
+        if memory is None or memory.uid != body["metadata"]["uid"]:
+            memory = self._memories[key] = _Memory(uid=body["metadata"]["uid"])
         seen = self._gather(body, memory)
         plan = plan_rollout(seen)
         await self._execute(body, seen, plan, memory)
@@ -156,7 +165,7 @@ class RolloutReconciler:
                 self._published(namespace, spec.component),
                 len(members),
                 foreign,
-                memory.template_problems.get(wanted, ""),
+                self._template_problem(memory, wanted),
             ),
             started_by=_who_set_the_version(body),
             observing_since=self._observing_since,
@@ -168,8 +177,16 @@ class RolloutReconciler:
             batches=batches,
             revisions=revisions,
             platforms=platforms,
+            assigned=frozenset(target_of(node.labels[key]) for node in all_nodes if key in node.labels),
             joiners=tuple(sorted(joiners)),
         )
+
+    def _template_problem(self, memory: _Memory, revision: str) -> str:
+        message, since = memory.template_problems.get(revision, ("", 0.0))
+        if message and asyncio.get_running_loop().time() - since >= _TEMPLATE_SECONDS:
+            del memory.template_problems[revision]
+            return ""
+        return message
 
     def _batches(self, namespace: str, uid: str, memory: _Memory) -> Iterable[Batch]:
         stored = [
@@ -219,14 +236,16 @@ class RolloutReconciler:
     # -- execute, in the order that `outrider.core.plan` promises
 
     async def _execute(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
-        if seen.hindrance is None or seen.run_is_active:
-            await self._trust.hand_out(seen.namespace, seen.spec.component)
         await self._prepare(seen, plan, memory)
         await self._write_records(seen, plan, memory)
         await self._write_status(body, seen, plan, memory)
-        await _all(self._assign(seen.assignment_key, move) for move in plan.moves)
+        memory.refused = 0
+        await _all(self._assign(seen.assignment_key, move, memory) for move in plan.moves)
         await self._clean_up(seen, plan)
         self._report_metrics(seen, plan)
+        if not seen.deleting and seen.revisions:
+            # Last: keys that cannot be handed out hold up no move back. New revisions ask for them by themselves.
+            await self._trust.hand_out(seen.namespace, seen.spec.component)
 
     async def _prepare(self, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
         for action in plan.actions:
@@ -260,7 +279,7 @@ class RolloutReconciler:
         status = plan.status.to_api()
         moment = asyncio.get_running_loop().time()
         due = moment - memory.status_written >= _STATUS_SECONDS
-        if status != body.get("status") and (plan.urgent_status or plan.events or due):
+        if status != self._written_status(body) and (plan.urgent_status or plan.events or due):
             memory.status_written = moment
             answer = await self._cluster.apply(
                 ROLLOUTS,
@@ -271,6 +290,12 @@ class RolloutReconciler:
             self._caches.rollouts.put(answer)
         for event in plan.events:
             self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
+
+    def _written_status(self, body: Json) -> Json:
+        """Return the part of the stored status that is ours: others may add conditions of their own."""
+        status = RolloutStatus.model_validate(body.get("status") or {})
+        ours = [condition for condition in status.conditions if condition.type in CONDITION_TYPES]
+        return status.model_copy(update={"conditions": ours}).to_api()
 
     async def _clean_up(self, seen: RolloutSnapshot, plan: Plan) -> None:
         for action in plan.actions:
@@ -305,17 +330,21 @@ class RolloutReconciler:
         try:
             await self._create_daemonset(daemonset)
         except Stalling as error:
-            memory.template_problems[revision] = (
+            message = (
                 f"the API server refuses the DaemonSet made from spec.template: {error.message}; correct spec.template"
             )
-            logger.warning("Rollout %s/%s: %s", seen.namespace, seen.name, memory.template_problems[revision])
+            memory.template_problems[revision] = message, asyncio.get_running_loop().time()
+            logger.warning("Rollout %s/%s: %s", seen.namespace, seen.name, message)
 
     async def _create_joiners(self, seen: RolloutSnapshot, revision: str) -> None:
         name = daemonset_name(seen.name, revision)
         daemonset = await self._cluster.get(DAEMON_SETS, seen.namespace, name)
         if daemonset is None:
             return
-        await self._create_daemonset(build_joiners(daemonset, seen.spec.target, seen.assignment_key))
+        try:
+            await self._create_daemonset(build_joiners(daemonset, seen.spec.target, seen.assignment_key))
+        except Stalling as error:
+            logger.warning("Rollout %s/%s: joining nodes wait: %s", seen.namespace, seen.name, error.message)
 
     async def _create_daemonset(self, daemonset: Json) -> None:
         namespace, name = daemonset["metadata"]["namespace"], daemonset["metadata"]["name"]
@@ -378,7 +407,7 @@ class RolloutReconciler:
         if memory.pending_records.get(name) is status:
             del memory.pending_records[name]
 
-    async def _assign(self, key: str, move: Assign) -> None:
+    async def _assign(self, key: str, move: Assign, memory: _Memory) -> None:
         path = "/metadata/labels/" + key.replace("~", "~0").replace("/", "~1")
         operations: list[Json] = [
             {"op": "test", "path": "/metadata/uid", "value": move.uid},
@@ -389,6 +418,11 @@ class RolloutReconciler:
             answer = await self._cluster.patch_json(NODES, None, move.node, operations)
         except Conflict as error:
             logger.info("Node %s is not as it was seen, looking again: %s", move.node, error.message)
+            return
+        except OutriderError as error:
+            # One node's trouble must not hold up the others; its own deadline goes on.
+            logger.warning("Node %s could not be given %s: %s", move.node, move.after, error.message)
+            memory.refused += 1
             return
         if answer is None:
             self._caches.nodes.drop(("", move.node))
@@ -467,10 +501,14 @@ class RolloutReconciler:
         if memory.pending_records:
             waits.append(max(0.0, memory.records_written + _RECORD_SECONDS - moment))
         stored = self._caches.rollouts.get(seen.namespace, seen.name)
-        if stored is not None and stored.get("status") != plan.status.to_api():
+        if stored is not None and self._written_status(stored) != plan.status.to_api():
             waits.append(max(0.05, memory.status_written + _STATUS_SECONDS - moment))
         if memory.leaving_since:
             waits.append(_STUCK_SECONDS)
+        if memory.template_problems:
+            waits.append(_TEMPLATE_SECONDS)
+        if memory.refused:
+            waits.append(_REFUSED_SECONDS)
         return min(waits, default=None)
 
 

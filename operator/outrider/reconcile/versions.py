@@ -44,6 +44,7 @@ _LOOK_AGAIN_AT_SOURCE_SECONDS = 600.0
 class _Memory:
     """What is known of a version beyond its object; lost at a restart, and found out again then."""
 
+    uid: str
     generation: int
     request: str
     done: Done = field(default_factory=Done)
@@ -130,9 +131,10 @@ class VersionReconciler:
         generation = body["metadata"]["generation"]
         request = (body["metadata"].get("annotations") or {}).get(ANNOTATION_RECONCILE, "")
         memory = self._memories.get(key)
-        if memory is None or memory.generation != generation or memory.request != request:
+        uid = body["metadata"]["uid"]
+        if memory is None or (memory.uid, memory.generation, memory.request) != (uid, generation, request):
             self._forget(key)
-            memory = self._memories[key] = _Memory(generation, request)
+            memory = self._memories[key] = _Memory(uid, generation, request)
         failure = memory.failure
         if (
             failure is not None
