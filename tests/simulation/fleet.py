@@ -78,6 +78,7 @@ class Fleet:
         self.revisions: dict[str, str] = {}
         self.platforms: dict[str, frozenset[str]] = {}
         self.joiners: list[str] = []
+        self.observing_since: datetime | None = None
         self.finalizer = False
         self.deleting = False
         self.let_go = False
@@ -141,6 +142,7 @@ class Fleet:
                 (sim.node.labels[KEY]).removeprefix("to-") for sim in self.nodes.values() if KEY in sim.node.labels
             ),
             joiners=tuple(self.joiners),
+            observing_since=self.observing_since,
         )
 
     def _seen(self, node: str, pod: SimPod) -> Pod:

@@ -172,9 +172,7 @@ def test_whatever_a_person_changes_in_between_the_last_wish_is_reached(
 def test_a_verdict_is_stored_before_it_is_acted_on() -> None:
     fleet = Fleet(6, make_spec(strategy={"type": "Rolling", "rolling": {"batchSize": 3}, "failureTolerance": 2}))
     fleet.settle()
-    fleet.behaviour = lambda node, revision: (
-        "crash-loop" if node == "node-001" and revision == "r-1.1.0" else "healthy"
-    )
+    fleet.behaviour = lambda node, revision: "crash-loop" if node == "node-001" and revision == "r-1.1.0" else "healthy"
     fleet.change(version="1.1.0")
     for _ in range(100):
         plan = fleet.plan()

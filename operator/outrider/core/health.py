@@ -67,7 +67,8 @@ def judge_pods(pods: Sequence[Pod], revision: str, health: Health, now: datetime
             "TooManyRestarts",
             f"pod {pod.name} restarted {pod.restarts} times{detail}, allowed are {health.max_restarts}",
         )
-    if pod.trouble in CANNOT_START:
+    hopeless = pod.trouble != "CrashLoopBackOff" or pod.restarts >= health.max_restarts
+    if pod.trouble in CANNOT_START and hopeless:
         return Verdict("Failed", pod.trouble, f"pod {pod.name} cannot start: {pod.trouble_message or pod.trouble}")
     if pod.ready_since is not None:
         settled_at = pod.ready_since + timedelta(seconds=health.min_ready_seconds)

@@ -1,0 +1,215 @@
+"""Stories of what once went wrong, or nearly did: outages, restarts, strangers' hands. Each names what must not be."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from outrider.core.moves import is_leaving
+from outrider.core.snapshot import RolloutSnapshot
+from simulation.fleet import KEY, Fleet, make_spec
+
+CANARY = {"type": "Canary", "canary": {"steps": [{"nodes": 1}]}, "rolling": {"batchSize": "25%"}}
+
+
+def installed(count: int = 10, **changes: Any) -> Fleet:
+    fleet = Fleet(count, make_spec(**changes))
+    fleet.settle()
+    fleet.patches.clear()
+    return fleet
+
+
+def restart(fleet: Fleet) -> None:
+    """A new process: it sees everything for the first time."""
+    fleet.observing_since = fleet.now
+    for sim in fleet.nodes.values():
+        for pod in sim.pods:
+            pod.ready_since = fleet.now if pod.ready_since else None
+
+
+def go_on(fleet: Fleet, steps: int) -> None:
+    for _ in range(steps):
+        fleet.execute(fleet.plan())
+        fleet.tick()
+
+
+def test_an_operator_that_was_away_for_longer_than_the_timeout_condemns_nobody_who_is_healthy() -> None:
+    fleet = installed(health={"timeoutSeconds": 60, "minReadySeconds": 10})
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: f.assignments().get("r-1.1.0", 0) == 3)
+    for _ in range(100):
+        fleet.tick()
+    restart(fleet)
+    fleet.settle()
+    assert fleet.status.phase == "Completed"
+    assert fleet.status.run is not None
+    assert fleet.status.run.failed == 0
+
+
+def test_an_operator_that_was_away_finishes_half_made_moves_instead_of_condemning_them() -> None:
+    fleet = installed(health={"timeoutSeconds": 60, "minReadySeconds": 0})
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: any(is_leaving(f.assignment(name)) for name in f.nodes))
+    for _ in range(100):
+        fleet.tick()
+    restart(fleet)
+    fleet.settle()
+    assert fleet.status.phase == "Completed"
+
+
+def test_a_restart_does_not_eat_the_time_that_a_node_has_to_be_ready() -> None:
+    fleet = installed(health={"timeoutSeconds": 60, "minReadySeconds": 40})
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: f.assignments().get("r-1.1.0", 0) == 3)
+    go_on(fleet, 28)
+    restart(fleet)
+    fleet.settle()
+    assert fleet.status.phase == "Completed"
+
+
+def test_a_rollout_without_a_past_that_fails_takes_no_agent_from_nodes_that_it_never_touched() -> None:
+    fleet = Fleet(10, make_spec("1.1.0", strategy=CANARY))
+    fleet.revisions["r-1.0.0"] = "1.0.0"
+    for name in fleet.nodes:
+        fleet.label(name, {KEY: "r-1.0.0"})
+    fleet.behaviour = lambda _node, revision: "crash-loop" if revision == "r-1.1.0" else "healthy"
+    for _ in range(10):
+        fleet.tick()
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.0.0": 10}
+
+
+def test_a_node_stays_on_what_it_runs_though_history_has_forgotten_it() -> None:
+    strategy = {"type": "Rolling", "rolling": {"batchSize": 5}, "failureTolerance": 1}
+    fleet = installed(10, runHistoryLimit=1, strategy=strategy)
+    stubborn = "node-003"
+    fleet.behaviour = lambda node, revision: "crash-loop" if node == stubborn and revision != "r-1.0.0" else "healthy"
+    for version in ("1.1.0", "1.2.0", "1.3.0"):
+        fleet.change(version=version)
+        fleet.settle()
+    assert fleet.assignment(stubborn) == "r-1.0.0"
+
+
+def test_a_late_batch_judges_nobody_of_the_completed_run_again() -> None:
+    fleet = installed()
+    fleet.set_ready("node-004", False)
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.1.0": 9, "r-1.0.0": 1}
+    fleet.set_ready("node-007", False)
+    fleet.set_ready("node-004", True)
+    go_on(fleet, 30)
+    fleet.set_ready("node-007", True)
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.1.0": 10}
+
+
+def test_an_outage_in_mid_run_does_not_switch_the_tolerance_off_for_those_who_return() -> None:
+    fleet = installed(20, strategy=CANARY)
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: f.assignments().get("r-1.1.0", 0) == 1)
+    lucky = next(name for name in fleet.nodes if fleet.assignment(name) == "r-1.1.0")
+    for name in fleet.nodes:
+        if name != lucky:
+            fleet.set_ready(name, False)
+    fleet.settle()
+    fleet.behaviour = lambda node, revision: "crash-loop" if revision == "r-1.1.0" and node != lucky else "healthy"
+    for name in fleet.nodes:
+        fleet.set_ready(name, True)
+    fleet.patches.clear()
+    go_on(fleet, 300)
+    tried = {patch.node for patch in fleet.patches if patch.after.endswith("r-1.1.0")}
+    assert len(tried) <= 5, "no more than a batch"
+    assert fleet.status.phase == "Stalled"
+
+
+def test_changing_ones_mind_again_and_again_breaks_no_more_than_a_batch() -> None:
+    strategy = {"type": "Rolling", "rolling": {"batchSize": "10%"}}
+    fleet = installed(20, strategy=strategy, health={"timeoutSeconds": 60, "minReadySeconds": 2})
+    fleet.behaviour = lambda _node, revision: "healthy" if revision == "r-1.0.0" else "never-ready"
+    worst = 0
+    for minor in range(1, 7):
+        fleet.change(version=f"1.{minor}.0")
+        for _ in range(15):
+            fleet.execute(fleet.plan())
+            fleet.tick()
+            worst = max(worst, fleet.out_of_service())
+    assert worst <= 4, "a batch, and what is just on its way"
+
+
+def test_a_history_at_its_limit_forgets_its_oldest() -> None:
+    health = {"timeoutSeconds": 60, "minReadySeconds": 0}
+    fleet = installed(2, runHistoryLimit=50, strategy={"type": "Full"}, health=health)
+    for minor in range(1, 53):
+        fleet.change(version=f"1.{minor}.0")
+        fleet.settle()
+    assert len(fleet.status.history) == 50
+
+
+def test_a_node_that_lost_its_label_gets_the_stable_version_again() -> None:
+    fleet = installed(3, target={"nodeNames": ["node-000", "node-001", "node-002"]})
+    node = fleet.nodes["node-001"].node
+    fleet.nodes["node-001"].node = replace(node, labels={k: v for k, v in node.labels.items() if k != KEY})
+    go_on(fleet, 20)
+    assert fleet.assignment("node-001") == "r-1.0.0"
+    assert [pod.revision for pod in fleet.nodes["node-001"].pods] == ["r-1.0.0"]
+
+
+class Shrinking(Fleet):
+    """A fleet whose target loses nodes."""
+
+    left: frozenset[str] = frozenset()
+
+    def snapshot(self) -> RolloutSnapshot:
+        seen = super().snapshot()
+        ours: Mapping[str, Any] = {
+            name: node
+            for name, node in seen.nodes.items()
+            if name not in self.left or (node.labels.get(KEY) or "").removeprefix("to-") in seen.revisions
+        }
+        return replace(seen, members=frozenset(self.nodes) - self.left, nodes=ours)
+
+
+def test_a_node_that_leaves_the_target_before_its_turn_is_left_alone() -> None:
+    fleet = Shrinking(10, make_spec(strategy={"type": "Full", "full": {"maxInFlight": 1}}))
+    fleet.settle()
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: f.assignments().get("r-1.1.0", 0) == 2)
+    victim = [name for name in fleet.nodes if fleet.assignment(name) == "r-1.0.0"][-1]
+    fleet.left = frozenset({victim})
+    go_on(fleet, 200)
+    assert fleet.assignment(victim) == "r-1.0.0"
+    assert (victim, "Skipped", "LeftTarget") in {(e.name, s, r) for e, s, r in fleet.entries(2)}
+
+
+def test_a_node_that_another_rollout_has_taken_is_not_fought_for() -> None:
+    fleet = Shrinking(4, make_spec())
+    fleet.settle()
+    fleet.left = frozenset({"node-001"})
+    fleet.label("node-001", {KEY: "to-other"})
+    assert [move for move in fleet.plan().moves if move.node == "node-001"] == []
+
+
+def test_an_assignment_that_somebody_sets_back_does_not_hang_the_run() -> None:
+    fleet = installed()
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: any(state == "Starting" for _, state, _ in f.entries(2)))
+    victim = next(entry.name for entry, state, _ in fleet.entries(2) if state == "Starting")
+    fleet.lose_pod(victim)  # whoever skips the way between two revisions has to see to the old pod himself
+    fleet.label(victim, {KEY: "r-1.0.0"})
+    fleet.settle(limit=1000)
+
+
+def test_a_pause_before_a_nodes_turn_gives_it_no_more_time() -> None:
+    strategy = {"type": "Full", "full": {"maxInFlight": 1}}
+    fleet = installed(4, strategy=strategy, health={"timeoutSeconds": 60, "minReadySeconds": 2})
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: any(state == "Succeeded" for _, state, _ in f.entries(2)))
+    fleet.change(paused=True)
+    fleet.execute(fleet.plan())
+    fleet.tick(3600)
+    fleet.execute(fleet.plan())
+    fleet.behaviour = lambda _node, revision: "never-ready" if revision == "r-1.1.0" else "healthy"
+    fleet.change(paused=False)
+    begun = fleet.now
+    fleet.settle(until=lambda f: f.status.phase == "RollingBack", limit=5000)
+    assert (fleet.now - begun).total_seconds() < 200
