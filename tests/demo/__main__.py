@@ -1,4 +1,4 @@
-"""`python -m demo`: the story, its summary, and an orderly end whatever happens.
+"""`python -m demo`: the story, its summary, and an orderly end whatever happens. `python -m demo down` ends a kept one.
 
 Environment: KEEP=1 leaves everything running, NODES says how many fake nodes (default 15), REAL_NODES=0 does without a
 real node, NAME names the cluster (default demo), NO_COLOR does without colours.
@@ -36,6 +36,8 @@ def main() -> int:
     """Tell the story; return the exit code."""
     terminal = open_terminal()
     name = os.environ.get("NAME") or "demo"
+    if sys.argv[1:] == ["down"]:
+        return _take_down(terminal, name, _files_of(name))
     keep = os.environ.get("KEEP", "") not in {"", "0"}
     try:
         nodes = int(os.environ.get("NODES") or 15)
@@ -44,9 +46,8 @@ def main() -> int:
     if nodes < _LEAST_NODES:
         terminal.bad(f"NODES must be a number of at least {_LEAST_NODES}: fewer make no canary and batches")
         return 2
-    missing = [program for program in ("openssl", "go") if shutil.which(program) is None]
-    if missing:
-        terminal.bad(f"the demo needs {' and '.join(missing)} on PATH")
+    if shutil.which("openssl") is None:
+        terminal.bad("the demo signs with openssl, which is not on PATH")
         return 2
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
@@ -56,7 +57,7 @@ def main() -> int:
 
 def _run(terminal: Terminal, name: str, nodes: int, *, keep: bool) -> int:
     started = time.monotonic()
-    directory = clusters_directory().parent / f"{name}-files"
+    directory = _files_of(name)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True, mode=0o700)
     workshop = Workshop(directory, terminal)
@@ -85,8 +86,13 @@ def _run(terminal: Terminal, name: str, nodes: int, *, keep: bool) -> int:
         if keep and code != 130:
             _explain(terminal, story, name)
         else:
+            terminal.say("Taking everything down (KEEP=1 make demo leaves it running).")
             _take_down(terminal, name, directory)
     return code
+
+
+def _files_of(name: str) -> Path:
+    return clusters_directory().parent / f"{name}-files"
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -141,14 +147,16 @@ def _explain(terminal: Terminal, story: Story, name: str) -> None:
     terminal.line(f"  make demo-down{suffix}")
 
 
-def _take_down(terminal: Terminal, name: str, directory: Path) -> None:
-    terminal.say("Taking everything down (KEEP=1 make demo leaves it running).")
+def _take_down(terminal: Terminal, name: str, directory: Path) -> int:
+    """End the cluster and all that was started for it, and delete the files; return the exit code."""
     with _quietly(terminal):
         try:
             remove(name)
         except LauncherError as error:
             terminal.bad(str(error))
+            return 1
     shutil.rmtree(directory, ignore_errors=True)
+    return 0
 
 
 def _keep_evidence(terminal: Terminal, story: Story, directory: Path) -> None:

@@ -25,6 +25,7 @@ class Fleet:
         self._client = client
         self._terminal = terminal
         self.fewest_ready = 0
+        self.excused: set[str] = set()
 
     # --- looks ------------------------------------------------------------------------------
 
@@ -73,18 +74,18 @@ class Fleet:
         """Tell what happens to the Rollout until its phase, for that generation, is one of `until`; return it.
 
         An interlude is something to do once, as soon as its condition holds for the Rollout. `fewest_ready` says
-        afterwards how many agents were Ready when the fewest were.
+        afterwards how many agents were Ready when the fewest were; those on the nodes in `excused` always count.
         """
         teller = _Teller(self._terminal)
         waiting = dict(interludes or {})
         started = time.monotonic()
         deadline = started + seconds
         rollout: Object = {}
-        self.fewest_ready = self.ready_versions().total()
+        self.fewest_ready = self._count_ready()
         while time.monotonic() < deadline:
             try:
                 rollout, batches = self.rollout(), self.batches()
-                self.fewest_ready = min(self.fewest_ready, self.ready_versions().total())
+                self.fewest_ready = min(self.fewest_ready, self._count_ready())
             except (TimeoutError, ConnectionError):
                 # A machine that is busy with other things is no reason to give up before the time.
                 continue
@@ -107,6 +108,10 @@ class Fleet:
             f"the Rollout is not {' or '.join(until)} after {seconds:.0f} s but {status.get('phase')}: "
             f"{message_of(rollout, 'Ready')}"
         )
+
+    def _count_ready(self) -> int:
+        ready = {str(pod["spec"].get("nodeName")) for pod in self.agents() if _is_ready(pod)}
+        return len(ready | self.excused)
 
     def wait(self, what: str, holds: Callable[[], bool], seconds: float) -> None:
         """Wait until something holds; raises NotAsTold otherwise."""

@@ -267,10 +267,12 @@ class Story:
         expect(sizes[0] == _CANARIES and max(sizes[1:]) <= _BATCH, f"batches of {sizes} nodes")
         away = self._size - self._fleet.fewest_ready
         expect(away <= _BATCH, f"{away} agents were away at a time, more than a batch")
-        self._terminal.done(f"Batches of {_join(sizes)} nodes; at no time were more than {away} agents away.")
+        self._terminal.done(
+            f"Batches of {_join(sizes)} nodes; at no time were more than {away} nodes without their agent."
+        )
         self.outcome.proves(
             "1.1.0 went canary first, then in batches",
-            f"batches of {_join(sizes)} in {seconds:.0f} s, at most {away} agents away at a time",
+            f"batches of {_join(sizes)} in {seconds:.0f} s, at most {away} nodes without their agent",
         )
         self.outcome.proves("a lost agent returns at its node's version", f"{lost[0]}: 1.0.0, while 1.1.0 was rolling")
 
@@ -284,6 +286,8 @@ class Story:
             f"The canaries are healthy. While they are watched, {node}, still on 1.0.0, loses its agent. A DaemonSet "
             "on its way to 1.1.0 would bring the half-tested version back there. Here:"
         )
+        # That this one is away is our own doing.
+        self._fleet.excused.add(node)
         self._show(f"kubectl -n {NAMESPACE} delete pod {victim['metadata']['name']}")
         found: list[Object] = []
 
