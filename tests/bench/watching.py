@@ -92,16 +92,20 @@ class FleetWatch:
     def await_ready(self, nodes: Iterable[str], version: str, seconds: float = 600) -> float:
         """Wait until a version is Ready on all nodes; return when the last became so."""
         wanted = set(nodes)
+        what = f"{version} on {len(wanted)} nodes"
+        last = 0.0
 
         def all_ready() -> bool:
-            done = {node for node in wanted if self.ready.get(node, ("", 0.0))[0] == version}
-            wanted.difference_update(done)
+            nonlocal last
+            for node in list(wanted):
+                found, since = self.ready.get(node, ("", 0.0))
+                if found == version:
+                    wanted.discard(node)
+                    last = max(last, since)
             return not wanted
 
-        names = set(wanted)
-        self._await(all_ready, seconds, f"{version} on {len(names)} nodes")
-        with self._changed:
-            return max(self.ready[node][1] for node in names)
+        self._await(all_ready, seconds, what)
+        return last
 
     def await_empty(self, seconds: float = 300) -> None:
         """Wait until there is no pod left."""
