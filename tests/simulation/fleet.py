@@ -67,7 +67,7 @@ class Fleet:
     """The world that plans act on. `revision` of a spec is `r-` and its version."""
 
     def __init__(self, count: int, spec: RolloutSpec, *, seed: int = 0, behaviour: Behaviour = healthy) -> None:
-        self.random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311 - a repeatable world, not a secret
         self.now = START
         self.spec = spec
         self.behaviour = behaviour
@@ -254,7 +254,7 @@ class Fleet:
             if sim.node.ready:
                 sim.pods = [pod for pod in sim.pods if pod.gone_at is None or pod.gone_at > clock]
             for revision in wanted:
-                if revision is not None and not any(pod.revision == revision for pod in sim.pods):
+                if not any(pod.revision == revision for pod in sim.pods):
                     self.serial += 1
                     sim.pods.append(
                         SimPod(

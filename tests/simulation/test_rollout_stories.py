@@ -1,5 +1,8 @@
 """Whole rollouts on the simulated fleet, each a story with a known end."""
 
+from typing import Any
+
+from outrider.core.snapshot import Hindrance
 from simulation.fleet import Fleet, make_spec
 
 CANARY = {
@@ -9,7 +12,7 @@ CANARY = {
 }
 
 
-def installed(count: int = 10, **changes: object) -> Fleet:
+def installed(count: int = 10, **changes: Any) -> Fleet:
     """A fleet that runs 1.0.0 everywhere."""
     fleet = Fleet(count, make_spec(**changes))
     fleet.settle()
@@ -219,8 +222,6 @@ def test_big_batches_are_recorded_in_pages_of_a_hundred() -> None:
 
 
 def test_a_missing_version_holds_and_moves_nothing() -> None:
-    from outrider.core.snapshot import Hindrance
-
     fleet = installed()
     fleet.hindrance = Hindrance("VersionNotFound", "there is no ComponentVersion agent-9.9.9", stalled=True)
     fleet.change(version="9.9.9")

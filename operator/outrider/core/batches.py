@@ -1,7 +1,6 @@
 """The arithmetic of batches: in which order nodes go, how many at a time, how many may fail."""
 
 import hashlib
-import math
 from collections.abc import Iterable, Sequence
 
 from outrider.api.base import resolve
@@ -50,20 +49,6 @@ def in_flight_limit(spec: RolloutSpec, total: int) -> int:
 def tolerated(value: int | str, total: int) -> int:
     """Return how many of `total` nodes may fail."""
     return resolve(value, total, up=False)
-
-
-def expected_batches(spec: RolloutSpec, total: int, *, direct: bool) -> int:
-    """Return how many batches a run over `total` nodes takes if nothing intervenes; `direct` runs have no canary."""
-    if total == 0:
-        return 0
-    if spec.strategy.type == "Full":
-        return 1
-    count, left = 0, total
-    if not direct:
-        for step in range(1, canary_steps(spec) + 1):
-            if left > 0:
-                count, left = count + 1, left - canary_size(spec, step, total)
-    return count + max(0, math.ceil(left / rolling_size(spec, total)))
 
 
 def pages(nodes: Sequence[Node]) -> list[Sequence[Node]]:
