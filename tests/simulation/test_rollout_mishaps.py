@@ -213,3 +213,15 @@ def test_a_pause_before_a_nodes_turn_gives_it_no_more_time() -> None:
     begun = fleet.now
     fleet.settle(until=lambda f: f.status.phase == "RollingBack", limit=5000)
     assert (fleet.now - begun).total_seconds() < 200
+
+
+def test_a_run_that_stopped_is_taken_back_when_a_person_asks_for_it() -> None:
+    fleet = installed(onFailure="Pause")
+    fleet.behaviour = lambda _node, revision: "image-pull" if revision == "r-1.1.0" else "healthy"
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    assert fleet.status.phase == "Stalled"
+    fleet.change(onFailure="Rollback")
+    fleet.settle()
+    assert fleet.status.phase == "RolledBack"
+    assert fleet.assignments() == {"r-1.0.0": 10}

@@ -101,14 +101,16 @@ def let_go(work: Work) -> None:
 def decide_failure(work: Work) -> None:
     """Have more nodes failed than tolerated? Then the run is over, before anything else is started."""
     run = work.run
-    if run is None or run.state != "Running" or is_direct(run):
+    if run is None or run.state not in ONGOING or is_direct(run):
         return
     verdict = why_over_tolerance(work, run)
-    if not verdict:
+    if not verdict or (run.state == "Paused" and work.seen.spec.on_failure == "Pause"):
         return
     work.urgent_status = True
     # A run that completed once is not taken back for the nodes that came late; but they stop as well.
     if work.seen.spec.on_failure == "Pause" or run.revision == work.stable:
+        if run.state == "Paused":
+            return
         work.update_run(state="Paused", paused_since=run.paused_since or work.seen.now, message=verdict)
         work.say("Warning", "RunPaused", f"Run {run.id} to {run.version} stopped: {verdict}")
         return

@@ -18,6 +18,9 @@ from outrider.core.states import FAILED
 
 _MAX_FAILURES = 10
 
+STUCK_SECONDS = 60
+"""A node that waits longer than this for its old pod to end is worth telling."""
+
 CONDITION_TYPES = frozenset({"Ready", "Reconciling", "Stalled", "Progressing", "Paused", "Degraded", "RolledBack"})
 """The conditions that are Outrider's."""
 
@@ -38,7 +41,7 @@ def build_status(
     updated = sum(seen.nodes[name].labels.get(seen.assignment_key) == seen.wanted for name in seen.members)
     if run is not None:
         run = _count(seen, run, results, updated, gate)
-    phase, findings = _judge(seen, run, updated, gate, history)
+    phase, findings = _judge(seen, run, updated, gate, history, results)
     return RolloutStatus(
         observed_generation=seen.generation,
         phase=phase,
@@ -103,11 +106,21 @@ def _count_nodes(count: int) -> str:
 
 
 def _judge(
-    seen: RolloutSnapshot, run: RunStatus | None, updated: int, gate: str, history: Sequence[RunRecord]
+    seen: RolloutSnapshot,
+    run: RunStatus | None,
+    updated: int,
+    gate: str,
+    history: Sequence[RunRecord],
+    results: Sequence[Entry],
 ) -> tuple[str, list[Finding]]:
     """Return the phase and the conditions: Ready always, the others while they have something to say."""
     total = len(seen.members)
     progress = f"{updated} of {total} nodes run {seen.spec.version}"
+    if seen.owned_by_others:
+        owners = ", ".join(sorted(set(seen.owned_by_others.values())))
+        progress += (
+            f" (without {len(seen.owned_by_others)} nodes of the target that belong to older Rollouts: {owners})"
+        )
     findings: list[Finding] = []
 
     def conclude(phase: str, ready: bool, reason: str, message: str, *, stalled: bool, busy: bool) -> str:
@@ -168,8 +181,31 @@ def _judge(
         note = f"; {run.failed} failed within the tolerance" if run.failed else ""
         note += f"; {run.skipped} were left out" if run.skipped else ""
         phase = conclude("Completed", True, "RunCompleted", progress + note, stalled=False, busy=False)
-    if run is not None and run.failed:
-        findings.append(
-            Finding("Degraded", "True", "NodesFailed", f"{run.failed} of {run.nodes} nodes failed in run {run.id}")
-        )
+    findings += _degradations(seen, run, results)
     return phase, findings
+
+
+def _degradations(seen: RolloutSnapshot, run: RunStatus | None, results: Sequence[Entry]) -> list[Finding]:
+    if run is None:
+        return []
+    reasons: list[tuple[str, str]] = []
+    if run.failed:
+        reasons.append(("NodesFailed", f"{run.failed} of {run.nodes} nodes failed in run {run.id}"))
+    waiting = [
+        entry.name
+        for entry, result in results
+        if result.state == "Stopping"
+        and result.started_at is not None
+        and (seen.now - result.started_at).total_seconds() >= STUCK_SECONDS
+    ]
+    if waiting:
+        names = ", ".join(waiting[:3]) + (f" and {len(waiting) - 3} more" if len(waiting) > 3 else "")
+        reasons.append(
+            (
+                "OldAgentsDoNotEnd",
+                f"more than {STUCK_SECONDS} s after their move began the old pods have not ended: {names}",
+            )
+        )
+    if not reasons:
+        return []
+    return [Finding("Degraded", "True", reasons[0][0], "; ".join(message for _, message in reasons))]

@@ -33,7 +33,7 @@ from outrider.core.revision import (
     revision_of,
 )
 from outrider.core.rollout import plan_rollout
-from outrider.core.rollout_status import CONDITION_TYPES
+from outrider.core.rollout_status import CONDITION_TYPES, STUCK_SECONDS
 from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
 from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
 from outrider.reconcile.trust import TrustStore
@@ -49,8 +49,6 @@ _REFUSED_SECONDS = 2.0
 """After so long a node whose patch was refused is tried again."""
 _TEMPLATE_SECONDS = 300.0
 """After so long a template that was refused is tried again: what refused it may be somebody's webhook."""
-_STUCK_SECONDS = 60.0
-"""A node longer than this between two revisions is told in the log and by a metric."""
 
 
 @dataclass
@@ -62,6 +60,7 @@ class _Memory:
     status_written: float = float("-inf")
     template_problems: dict[str, tuple[str, float]] = field(default_factory=dict)
     leaving_since: dict[str, datetime] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
     refused: int = 0
     uid: str = ""
 
@@ -481,10 +480,12 @@ class RolloutReconciler:
         between = {name for name, node in seen.nodes.items() if is_leaving(node.labels.get(seen.assignment_key))}
         known = memory.leaving_since
         memory.leaving_since = {name: known.get(name, seen.now) for name in between}
+        memory.told &= between
         ages = {name: (seen.now - since).total_seconds() for name, since in memory.leaving_since.items()}
         BETWEEN.labels(seen.namespace, seen.name).set(max(ages.values(), default=0))
         for name, age in ages.items():
-            if age >= _STUCK_SECONDS and name in known:
+            if age >= STUCK_SECONDS and name not in memory.told:
+                memory.told.add(name)
                 logger.warning(
                     "Rollout %s/%s: node %s waits since %.0f s for its old agent's pod to end",
                     seen.namespace,
@@ -504,7 +505,7 @@ class RolloutReconciler:
         if stored is not None and self._written_status(stored) != plan.status.to_api():
             waits.append(max(0.05, memory.status_written + _STATUS_SECONDS - moment))
         if memory.leaving_since:
-            waits.append(_STUCK_SECONDS)
+            waits.append(float(STUCK_SECONDS))
         if memory.template_problems:
             waits.append(_TEMPLATE_SECONDS)
         if memory.refused:
