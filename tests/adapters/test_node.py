@@ -197,6 +197,19 @@ def test_what_changed_since_is_fetched_again(node: Node, tmp_path: Path, how: st
     assert stat.S_IMODE(node.file.stat().st_mode) == 0o555
 
 
+def test_what_was_verified_as_another_version_does_not_count(
+    node: Node, registry: RealRegistry, signer: Signer
+) -> None:
+    assert node.run()[0] == 0
+    node.environment["OUTRIDER_VERSION"] = "1.5.0"
+    assert node.run()[0] == 3
+    index = publish(registry, signer, version="1.5.0")
+    node.environment["OUTRIDER_REFERENCE"] = f"{registry.host}/{REPOSITORY}@{index}"
+    code, log = node.run()
+    assert code == 0
+    assert "downloading node-agent-bin" in log
+
+
 def test_a_restart_without_the_key_is_refused_though_the_file_is_here(node: Node) -> None:
     assert node.run()[0] == 0
     (node.keys / "release.pub").unlink()
