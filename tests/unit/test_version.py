@@ -1,0 +1,655 @@
+"""How far a version may go: each situation as a row, and the law that nothing unverified is ever Published."""
+
+import itertools
+import random
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outrider.api.componentversion import (
+    SEMVER_PATTERN,
+    Artifact,
+    ComponentVersionSpec,
+    ComponentVersionStatus,
+    Stage,
+    StoredArtifact,
+    StoredSignature,
+)
+from outrider.core.version import (
+    Done,
+    Failure,
+    Publish,
+    Running,
+    Step,
+    Store,
+    Verify,
+    VersionPlan,
+    VersionSnapshot,
+    hash_artifact,
+    newest,
+    plan_version,
+    step_name,
+    version_order,
+)
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+KEY = "sha256:the-release-key"
+INDEX = "registry.test/outrider/fleet/agent@sha256:index"
+
+
+def make_artifact(arch: str = "amd64", content: str = "a") -> Artifact:
+    return Artifact.model_validate(
+        {
+            "platform": {"os": "linux", "arch": arch},
+            "fileName": "agent",
+            "sha256": (content * 64)[:64],
+            "source": {"http": {"url": "https://files.test/agent"}},
+            "signature": {"inline": "c2lnbmF0dXJl"},
+        }
+    )
+
+
+def make_spec(stage: Stage = "Published", *artifacts: Artifact) -> ComponentVersionSpec:
+    return ComponentVersionSpec(
+        component="agent",
+        version="1.4.0",
+        stage=stage,
+        artifacts=list(artifacts) or [make_artifact("amd64"), make_artifact("arm64")],
+    )
+
+
+def stored(artifact: Artifact, *, key: str | None = None) -> StoredArtifact:
+    return StoredArtifact(
+        platform=str(artifact.platform),
+        digest=f"sha256:{artifact.sha256}",
+        size=4711,
+        reference=f"registry.test/outrider/fleet/agent@sha256:{artifact.sha256}",
+        download_url="https://registry.test/blob",
+        spec_hash=hash_artifact(artifact),
+        signature=StoredSignature(key_fingerprint=key, format="Detached", verified_at=NOW) if key else None,
+    )
+
+
+def verified(artifact: Artifact) -> StoredArtifact:
+    return stored(artifact, key=KEY)
+
+
+def make_failure(step: Step, platform: str = "linux/amd64", *, stalled: bool = False, **changes: Any) -> Failure:
+    failure = Failure(step, platform, "Broken", "it broke; mend it", stalled, 3, NOW + timedelta(seconds=4))
+    return replace(failure, **changes)
+
+
+def look(stage: Stage, *found: StoredArtifact, reference: str | None = None, **changes: Any) -> VersionSnapshot:
+    snapshot = VersionSnapshot(
+        now=NOW,
+        generation=3,
+        spec=make_spec(stage),
+        status=ComponentVersionStatus(),
+        done=Done({entry.platform: entry for entry in found}, reference),
+        trusted=frozenset({KEY}),
+    )
+    return replace(snapshot, **changes)
+
+
+AMD, ARM = make_artifact("amd64"), make_artifact("arm64")
+BOTH = (verified(AMD), verified(ARM))
+RETRYING = make_failure("Verify")
+REFUSED = make_failure("Verify", stalled=True)
+
+
+def said(plan: VersionPlan) -> dict[str, str]:
+    """What the conditions say: type → status and reason."""
+    return {found.type: f"{found.status} {found.reason}" for found in plan.status.conditions}
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "step", "phase", "conditions"),
+    [
+        pytest.param(
+            look("Published"),
+            ("Store", "linux/amd64"),
+            "Draft",
+            {"Ready": "False Storing", "Reconciling": "True Storing", "Stored": "Unknown Pending"},
+            id="a new version stores its first artifact",
+        ),
+        pytest.param(
+            look("Published", verified(AMD)),
+            ("Store", "linux/arm64"),
+            "Draft",
+            {"Ready": "False Storing", "Stored": "Unknown Pending", "Verified": "Unknown Pending"},
+            id="then the next one",
+        ),
+        pytest.param(
+            look("Published", stored(AMD), verified(ARM)),
+            ("Verify", "linux/amd64"),
+            "Draft",
+            {"Ready": "False Verifying", "Stored": "True ArtifactsStored", "Verified": "Unknown Pending"},
+            id="what is stored is read back and verified",
+        ),
+        pytest.param(
+            look("Published", stored(AMD)),
+            ("Verify", "linux/amd64"),
+            "Draft",
+            {"Ready": "False Verifying"},
+            id="an artifact is verified before the next one is stored",
+        ),
+        pytest.param(
+            look("Published", *BOTH),
+            ("Publish", ""),
+            "Testing",
+            {"Ready": "False Publishing", "Verified": "True SignaturesVerified", "Tested": "True NoTestAsked"},
+            id="only when all are verified is the version tagged",
+        ),
+        pytest.param(
+            look("Published", *BOTH, reference=INDEX),
+            None,
+            "Published",
+            {
+                "Ready": "True Published",
+                "Stored": "True ArtifactsStored",
+                "Verified": "True SignaturesVerified",
+                "Tested": "True NoTestAsked",
+            },
+            id="only when it is tagged is it Published",
+        ),
+        pytest.param(
+            look("Published", stored(AMD), verified(ARM), reference=INDEX),
+            ("Verify", "linux/amd64"),
+            "Draft",
+            {"Ready": "False Verifying"},
+            id="a tag alone publishes nothing",
+        ),
+        pytest.param(
+            look("Published", stored(AMD, key="sha256:removed"), verified(ARM), reference=INDEX),
+            ("Verify", "linux/amd64"),
+            "Draft",
+            {"Ready": "False Verifying", "Verified": "Unknown Pending"},
+            id="a signature by a key that is trusted no more does not count",
+        ),
+        pytest.param(
+            look("Published", verified(make_artifact("amd64", "b")), verified(ARM), reference=INDEX),
+            ("Store", "linux/amd64"),
+            "Draft",
+            {"Ready": "False Storing"},
+            id="what was verified for another content does not count",
+        ),
+        # as far as the author wants
+        pytest.param(
+            look("Testing", *BOTH),
+            None,
+            "Testing",
+            {"Ready": "True ReadyForTesting", "Tested": "True NoTestAsked"},
+            id="stage Testing stops at Testing",
+        ),
+        pytest.param(
+            look("Testing", *BOTH, reference=INDEX),
+            None,
+            "Testing",
+            {"Ready": "True ReadyForTesting"},
+            id="stage Testing stops there even if the tag is in place",
+        ),
+        pytest.param(
+            look("Draft", *BOTH), None, "Draft", {"Ready": "True DraftVerified"}, id="stage Draft stays Draft"
+        ),
+        pytest.param(
+            look("Draft"), ("Store", "linux/amd64"), "Draft", {"Ready": "False Storing"}, id="a Draft is stored as well"
+        ),
+        # under way
+        pytest.param(
+            look("Published", stored(AMD), running=Running("Verify", "linux/amd64", NOW)),
+            None,
+            "Draft",
+            {"Ready": "False Verifying", "Reconciling": "True Verifying"},
+            id="while a step runs there is no other",
+        ),
+        # failures
+        pytest.param(
+            look("Published", stored(AMD), failure=RETRYING),
+            None,
+            "Draft",
+            {"Ready": "False Broken", "Reconciling": "True Broken", "Verified": "Unknown Broken"},
+            id="cannot tell: unknown, and it waits for its time",
+        ),
+        pytest.param(
+            look("Published", stored(AMD), failure=RETRYING, now=RETRYING.retry_at),
+            ("Verify", "linux/amd64"),
+            "Draft",
+            {"Ready": "False Broken"},
+            id="cannot tell: tried again when its time has come",
+        ),
+        pytest.param(
+            look("Published", stored(AMD), verified(ARM), failure=REFUSED),
+            None,
+            "Draft",
+            {
+                "Ready": "False Broken",
+                "Stalled": "True Broken",
+                "Verified": "False Broken",
+                "Stored": "True ArtifactsStored",
+            },
+            id="refused: the author must act",
+        ),
+        pytest.param(
+            look("Published", failure=make_failure("Store", stalled=True)),
+            None,
+            "Draft",
+            {
+                "Ready": "False Broken",
+                "Stalled": "True Broken",
+                "Stored": "False Broken",
+                "Verified": "Unknown Pending",
+            },
+            id="a refused source says so under Stored",
+        ),
+        pytest.param(
+            look("Published", stored(AMD), failure=make_failure("Store")),
+            ("Verify", "linux/amd64"),
+            "Draft",
+            {"Ready": "False Verifying", "Reconciling": "True Verifying"},
+            id="a failure of another step holds nothing",
+        ),
+        pytest.param(
+            look("Published", stored(AMD), failure=make_failure("Verify", "linux/arm64")),
+            ("Verify", "linux/amd64"),
+            "Draft",
+            {"Ready": "False Verifying"},
+            id="a failure of another platform holds nothing",
+        ),
+        pytest.param(
+            look("Published", *BOTH, failure=make_failure("Publish", "")),
+            None,
+            "Testing",
+            {"Ready": "False Broken", "Reconciling": "True Broken", "Verified": "True SignaturesVerified"},
+            id="a registry that does not take the tag leaves it at Testing",
+        ),
+        pytest.param(
+            look("Published", *BOTH, reference=INDEX, failure=make_failure("Publish", "")),
+            None,
+            "Published",
+            {"Ready": "True Published"},
+            id="what failed before it succeeded is forgotten",
+        ),
+    ],
+)
+def test_plan(snapshot: VersionSnapshot, step: tuple[str, str] | None, phase: str, conditions: dict[str, str]) -> None:
+    plan = plan_version(snapshot)
+    assert (step_name(plan.step) if plan.step else None) == step
+    assert plan.status.phase == phase
+    assert said(plan) | conditions == said(plan)
+    assert plan_version(snapshot) == plan
+    assert_clean(plan, snapshot)
+
+
+def assert_clean(plan: VersionPlan, snapshot: VersionSnapshot) -> None:
+    """Conditions as kstatus reads them, and as metav1.Condition wants them."""
+    found = {condition.type: condition for condition in plan.status.conditions}
+    assert len(found) == len(plan.status.conditions)
+    assert {"Ready", "Stored", "Verified"} <= found.keys()
+    assert not {"Reconciling", "Stalled"} <= found.keys()
+    assert all(found[kind].status == "True" for kind in ("Reconciling", "Stalled") if kind in found)
+    assert (found["Ready"].status == "True") == (not {"Reconciling", "Stalled"} & found.keys())
+    assert plan.status.observed_generation == snapshot.generation
+    for condition in found.values():
+        assert condition.observed_generation == snapshot.generation
+        assert type(condition).model_validate(condition.to_api()) is not None
+        assert condition.message
+
+
+def test_a_failure_says_how_often_it_was_tried_and_when_it_is_tried_again() -> None:
+    plan = plan_version(look("Published", failure=make_failure("Store")))
+    assert plan.wake_at == NOW + timedelta(seconds=4)
+    (ready,) = (condition for condition in plan.status.conditions if condition.type == "Ready")
+    assert ready.message == "it broke; mend it; attempt 3 failed, next at 12:00:04 UTC"
+
+
+def test_a_refusal_says_what_to_do_and_no_time() -> None:
+    plan = plan_version(look("Published", failure=make_failure("Store", stalled=True)))
+    (ready,) = (condition for condition in plan.status.conditions if condition.type == "Ready")
+    assert ready.message == "it broke; mend it"
+
+
+def test_what_is_published_keeps_its_first_date_and_its_reference_after_a_restart() -> None:
+    first = plan_version(look("Published", *BOTH, reference=INDEX)).status
+    assert (first.published_at, first.reference) == (NOW, INDEX)
+    later = plan_version(look("Published", status=first, now=NOW + timedelta(days=1)))
+    assert later.step is None
+    assert later.status == first, "nothing is written again"
+
+
+def test_what_is_published_stays_so_when_its_key_is_removed() -> None:
+    first = plan_version(look("Published", *BOTH, reference=INDEX)).status
+    assert plan_version(look("Published", status=first, trusted=frozenset())).status.phase == "Published"
+
+
+@pytest.mark.parametrize(
+    ("newer", "stage", "latest"),
+    [
+        pytest.param(None, "Published", True, id="the newest published version is the latest"),
+        pytest.param("1.5.0", "Published", False, id="an older one is not"),
+        pytest.param(None, "Testing", False, id="one that is not published is not"),
+    ],
+)
+def test_latest(newer: str | None, stage: Stage, latest: bool) -> None:
+    assert plan_version(look(stage, *BOTH, reference=INDEX, newer_published=newer)).status.latest == latest
+
+
+def test_people_are_told_of_each_step_once() -> None:
+    told: list[tuple[str, str]] = []
+    status = ComponentVersionStatus()
+    for snapshot in (
+        look("Published"),
+        look("Published"),
+        look("Published", failure=make_failure("Store")),
+        look("Published", failure=make_failure("Store", attempts=4)),
+        look("Published", *map(stored, (AMD, ARM))),
+        look("Published", *BOTH),
+        look("Published", *BOTH, reference=INDEX),
+        look("Published", *BOTH, reference=INDEX),
+    ):
+        plan = plan_version(replace(snapshot, status=status))
+        told += [(event.type, event.reason) for event in plan.events]
+        status = plan.status
+    assert told == [
+        ("Normal", "Draft"),
+        ("Warning", "Broken"),
+        ("Normal", "ArtifactsStored"),
+        ("Normal", "Testing"),
+        ("Normal", "SignaturesVerified"),
+        ("Normal", "Published"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": "f" * 64},
+        {"fileName": "other"},
+        {"platform": {"os": "linux", "arch": "arm64"}},
+        {"source": {"http": {"url": "https://files.test/other"}}},
+        {"source": {"configMap": {"name": "files", "key": "agent"}}},
+        {"signature": {"inline": "b3RoZXI="}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_part_of_an_entry_decides_what_is_stored(change: dict[str, Any]) -> None:
+    assert hash_artifact(Artifact.model_validate(AMD.to_api() | change)) != hash_artifact(AMD)
+
+
+def test_how_an_entry_is_written_does_not_matter() -> None:
+    shuffled = Artifact.model_validate(dict(reversed(AMD.to_api().items())))
+    assert hash_artifact(shuffled) == hash_artifact(AMD)
+
+
+# -- laws
+
+ARTIFACTS = st.builds(make_artifact, st.sampled_from(["amd64", "arm64", "arm"]), st.sampled_from("ab"))
+ENTRIES = st.lists(
+    st.builds(
+        lambda artifact, key: stored(artifact, key=key),
+        ARTIFACTS,
+        st.sampled_from([None, KEY, "sha256:of-nobody"]),
+    ),
+    max_size=4,
+    unique_by=lambda entry: entry.platform,
+)
+FAILURES = st.one_of(
+    st.none(),
+    st.builds(
+        lambda step, platform, stalled, due: make_failure(step, platform, stalled=stalled, retry_at=NOW + due),
+        st.sampled_from(get_args(Step)),
+        st.sampled_from(["linux/amd64", "linux/arm64", ""]),
+        st.booleans(),
+        st.timedeltas(timedelta(seconds=-5), timedelta(seconds=5)),
+    ),
+)
+RUNNING = st.one_of(
+    st.none(), st.builds(Running, st.sampled_from(get_args(Step)), st.just("linux/amd64"), st.just(NOW))
+)
+SPECS = st.builds(
+    lambda stage, artifacts: make_spec(stage, *artifacts),
+    st.sampled_from(get_args(Stage)),
+    st.lists(ARTIFACTS, min_size=1, max_size=3, unique_by=lambda artifact: artifact.platform),
+)
+
+
+@given(
+    spec=SPECS,
+    known=ENTRIES,
+    done=ENTRIES,
+    reference=st.sampled_from([None, INDEX]),
+    old_reference=st.sampled_from([None, INDEX]),
+    failure=FAILURES,
+    running=RUNNING,
+    trusted=st.sampled_from([frozenset(), frozenset({KEY})]),
+)
+def test_whatever_was_stored_and_said_before_only_what_is_verified_now_gets_out_of_draft(
+    spec: ComponentVersionSpec,
+    known: list[StoredArtifact],
+    done: list[StoredArtifact],
+    reference: str | None,
+    old_reference: str | None,
+    failure: Failure | None,
+    running: Running | None,
+    trusted: frozenset[str],
+) -> None:
+    snapshot = VersionSnapshot(
+        now=NOW,
+        generation=1,
+        spec=spec,
+        status=ComponentVersionStatus(artifacts=known, reference=old_reference, phase="Published"),
+        done=Done({entry.platform: entry for entry in done}, reference),
+        failure=failure,
+        running=running,
+        trusted=trusted,
+    )
+    plan = plan_version(snapshot)
+    proofs = {
+        (entry.platform, entry.spec_hash)
+        for entry in [*known, *done]
+        if entry.signature is not None and entry.signature.key_fingerprint in trusted
+    }
+    present = {(str(artifact.platform), hash_artifact(artifact)) for artifact in spec.artifacts}
+    if plan.status.phase != "Draft" or isinstance(plan.step, Publish):
+        assert present <= proofs
+        assert spec.stage != "Draft"
+    if plan.status.phase == "Published":
+        assert spec.stage == "Published"
+        assert reference is not None
+    assert (
+        (plan.status.published_at is not None)
+        == (plan.status.phase == "Published")
+        == (plan.status.reference is not None)
+    )
+    assert {(entry.platform, entry.spec_hash) for entry in plan.status.artifacts} <= present
+    assert running is None or plan.step is None
+    assert_clean(plan, snapshot)
+
+
+Happening = Literal[
+    "pass", "write lost", "step passes", "step fails", "step is refused", "restart", "edit", "stage", "key"
+]
+
+
+@dataclass
+class Author:
+    """A version with its author, its reconciler's memory, and a ledger of what was really verified."""
+
+    dice: random.Random
+    spec: ComponentVersionSpec = field(default_factory=lambda: make_spec("Draft"))
+    status: ComponentVersionStatus = field(default_factory=ComponentVersionStatus)
+    done: Done = field(default_factory=Done)
+    failure: Failure | None = None
+    running: Store | Verify | Publish | None = None
+    trusted: frozenset[str] = frozenset({KEY})
+    generation: int = 1
+    now: datetime = NOW
+    proven: set[str] = field(default_factory=set)
+    tagged: dict[str, frozenset[str]] = field(default_factory=dict)
+    was_published: bool = False
+
+    def forget(self) -> None:
+        self.done, self.failure, self.running = Done(), None, None
+
+    def happen(self, what: Happening) -> None:
+        self.now += timedelta(seconds=1)
+        match what:
+            case "pass" | "write lost":
+                self.reconcile(stored=what == "pass")
+            case "step passes":
+                self.succeed()
+            case "step fails" | "step is refused" if self.running is not None:
+                name, platform = step_name(self.running)
+                self.failure = make_failure(
+                    name, platform, stalled=what == "step is refused", retry_at=self.now + timedelta(seconds=2)
+                )
+                self.running = None
+            case "restart":
+                self.forget()
+            case "edit" | "stage" if self.status.published_at is None:  # the API server refuses it afterwards
+                self.edit(what)
+            case "key":
+                self.trusted = frozenset() if self.trusted else frozenset({KEY})
+            case _:
+                pass
+
+    def edit(self, what: Happening) -> None:
+        stage: Stage = self.dice.choice(get_args(Stage)) if what == "stage" else self.spec.stage
+        artifacts = self.spec.artifacts
+        if what == "edit":
+            arches = self.dice.sample(["amd64", "arm64", "arm"], self.dice.randint(1, 3))
+            artifacts = [make_artifact(arch, self.dice.choice("abc")) for arch in arches]
+        self.spec = make_spec(stage, *artifacts)
+        self.generation += 1
+        self.forget()
+
+    def succeed(self) -> None:
+        match self.running:
+            case Store(artifact):
+                entry = stored(artifact)
+                self.done = Done({**self.done.artifacts, entry.platform: entry}, self.done.reference)
+            case Verify(artifact, found):
+                if not self.trusted:
+                    return
+                self.proven.add(hash_artifact(artifact))
+                entry = found.model_copy(update={"signature": verified(artifact).signature})
+                self.done = Done({**self.done.artifacts, entry.platform: entry}, self.done.reference)
+            case Publish(artifacts):
+                reference = f"index-{len(self.tagged)}"
+                self.tagged[reference] = frozenset(entry.spec_hash for entry in artifacts)
+                self.done = Done(self.done.artifacts, reference)
+            case None:
+                return
+        self.running = self.failure = None
+
+    def reconcile(self, *, stored: bool) -> None:
+        running = None if self.running is None else Running(*step_name(self.running), self.now)
+        plan = plan_version(
+            VersionSnapshot(
+                now=self.now,
+                generation=self.generation,
+                spec=self.spec,
+                status=self.status,
+                done=self.done,
+                failure=self.failure,
+                running=running,
+                trusted=self.trusted,
+            )
+        )
+        self.check(plan)
+        if stored:
+            self.status = plan.status
+            self.was_published = self.was_published or plan.status.phase == "Published"
+            if plan.step is not None:
+                self.running = plan.step
+
+    def check(self, plan: VersionPlan) -> None:
+        present = {hash_artifact(artifact) for artifact in self.spec.artifacts}
+        if plan.status.phase == "Published":
+            assert present <= self.proven, "Published without a verification of the present content"
+            assert plan.status.reference is not None
+            assert self.tagged[plan.status.reference] == present, "the tag holds something else"
+            assert self.spec.stage == "Published"
+        if self.was_published:
+            assert plan.status.phase == "Published", "what was published stays so"
+        assert plan.status.published_at is None or plan.status.published_at >= (self.status.published_at or NOW)
+
+
+@given(
+    happenings=st.lists(st.sampled_from(get_args(Happening)), max_size=60),
+    dice=st.randoms(use_true_random=False),
+)
+def test_no_sequence_of_events_publishes_what_was_not_verified(
+    happenings: list[Happening], dice: random.Random
+) -> None:
+    author = Author(dice)
+    for what in happenings:
+        author.happen(what)
+        author.reconcile(stored=False)
+    # And when the trouble is over and the author wants it, it is published.
+    author.trusted = frozenset({KEY})
+    if author.status.published_at is None:
+        author.spec = make_spec("Published", *author.spec.artifacts)
+        author.generation += 1
+        author.forget()
+    for _ in range(20):
+        author.happen("pass")
+        author.happen("step passes")
+    assert author.status.phase == "Published"
+
+
+# -- order of versions
+
+PRECEDENCE = [
+    # semver.org, section 11, items 2 to 4
+    ["1.0.0", "2.0.0", "2.1.0", "2.1.1"],
+    ["1.0.0-alpha", "1.0.0"],
+    [
+        "1.0.0-alpha",
+        "1.0.0-alpha.1",
+        "1.0.0-alpha.beta",
+        "1.0.0-beta",
+        "1.0.0-beta.2",
+        "1.0.0-beta.11",
+        "1.0.0-rc.1",
+        "1.0.0",
+    ],
+    # and what follows from them
+    ["1.9.0", "1.10.0", "1.11.0"],
+    ["1.0.0-1", "1.0.0-2", "1.0.0-10", "1.0.0-1a", "1.0.0-a"],
+    ["1.0.0--", "1.0.0-a", "1.0.0-a-b", "1.0.0-aa"],
+    ["1.0.0-rc.1", "1.0.0-rc.1.0", "1.0.0-rc.1.a", "1.0.0-rc.2", "1.0.0", "1.0.1-0"],
+]
+
+
+@pytest.mark.parametrize("ascending", PRECEDENCE, ids=[" < ".join(line) for line in PRECEDENCE])
+def test_precedence(ascending: list[str]) -> None:
+    for lower, higher in itertools.combinations(ascending, 2):
+        assert version_order(lower) < version_order(higher), f"{lower} comes before {higher}"
+    assert sorted(set(ascending), key=version_order) == ascending
+
+
+VERSIONS = st.from_regex(SEMVER_PATTERN.removesuffix("$") + r"\Z").filter(lambda version: len(version) <= 48)
+
+
+@given(one=VERSIONS, other=VERSIONS)
+def test_any_two_versions_have_an_order_and_only_equal_ones_are_equal(one: str, other: str) -> None:
+    left, right = version_order(one), version_order(other)
+    assert (left < right) + (left > right) + (left == right) == 1
+    assert (left == right) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        pytest.param([], None, id="of none there is no newest"),
+        pytest.param(["1.9.0", "1.10.0", "1.2.0"], "1.10.0", id="by number, not by letter"),
+        pytest.param(["1.0.0", "2.0.0-rc.1"], "1.0.0", id="a pre-release is not newer for those who want releases"),
+        pytest.param(["2.0.0-rc.2", "2.0.0-rc.10"], "2.0.0-rc.10", id="unless there is nothing else"),
+    ],
+)
+def test_newest(versions: list[str], expected: str | None) -> None:
+    assert newest(versions) == expected
