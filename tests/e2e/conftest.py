@@ -127,6 +127,38 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
 _FAILED = pytest.StashKey[bool]()
 
 
+class Notes:
+    """Lines for people that are printed when all tests are done."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        """Add a line."""
+        self.lines.append(line)
+
+
+_NOTES = pytest.StashKey[Notes]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the mark of the test that takes minutes."""
+    config.addinivalue_line("markers", "scale: a thousand nodes; takes minutes")
+    config.stash[_NOTES] = Notes()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the notes."""
+    for line in config.stash[_NOTES].lines:
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def notes(request: pytest.FixtureRequest) -> Notes:
+    """Lines that are printed when all tests are done."""
+    return request.config.stash[_NOTES]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember which tests failed, for their fixtures' teardown."""

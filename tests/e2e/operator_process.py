@@ -106,6 +106,14 @@ class OperatorProcess:
             return ""
         return self.log.read_bytes()[offset:].decode(errors="replace")
 
+    def wait_for_log(self, words: str, seconds: float = 30) -> None:
+        """Wait until these words stand in the log: a process that stands by shows itself nowhere else."""
+        deadline = time.monotonic() + seconds
+        while words not in self.log_since():
+            if time.monotonic() > deadline or not self.is_running():
+                pytest.fail(f"operator {self.name} does not say {words!r}\n{self.log_tail()}")
+            time.sleep(0.1)
+
     def log_tail(self, lines: int = 40) -> str:
         """Return the log's last lines."""
         return "\n".join(self.log_since().splitlines()[-lines:])
