@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from outrider.api.names import MAX_LABEL, assignment_key, batch_name, trusted_keys_name
 from outrider.core.moves import leaving
-from outrider.core.revision import daemonset_name
+from outrider.core.revision import daemonset_name, joiners_id, joiners_name
 
 # Kubernetes: k8s.io/apimachinery/pkg/util/validation.
 QUALIFIED = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
@@ -58,12 +58,11 @@ def test_each_component_of_each_namespace_has_a_key_of_its_own(one: tuple[str, s
 @given(rollout=ROLLOUT_NAMES, revision=st.from_regex(r"[0-9a-f]{10}", fullmatch=True))
 @example(rollout="r" * 40, revision="0123456789")
 def test_names_of_daemonsets_and_values_of_labels_are_valid(rollout: str, revision: str) -> None:
-    plain, joiners = daemonset_name(rollout, revision), daemonset_name(rollout, revision, joiners=True)
+    plain, joiners = daemonset_name(rollout, revision), joiners_name(rollout, joiners_id(revision, "01234"))
     for name in (plain, joiners):
-        # A DaemonSet's name becomes a label value of the ControllerRevisions and a prefix of its pods' names.
         assert SUBDOMAIN.fullmatch(name)
-        assert len(name) <= MAX_LABEL
-    assert plain != joiners
+        assert len(name) <= 253
+    assert len({plain, joiners, joiners_name(rollout, joiners_id(revision, "56789"))}) == 3
     for value in (rollout, revision, leaving(revision), leaving("none")):
         assert QUALIFIED.fullmatch(value)
         assert len(value) <= MAX_LABEL
