@@ -7,6 +7,7 @@ from outrider.api.componentversion import ComponentVersionStatus
 from outrider.api.names import LABEL_EXCLUDE
 from outrider.api.rollout import RolloutSpec, Target
 from outrider.core.snapshot import Hindrance, Node
+from outrider.core.version import version_order
 
 
 def is_targeted(target: Target, node: Node) -> bool:
@@ -74,7 +75,7 @@ def find_hindrance(
     """
     wanted = f"{spec.component}-{spec.version}"
     if version is None:
-        known = sorted(published)
+        known = sorted(published, key=version_order)
         choice = f"set spec.version to a published one ({', '.join(known[-5:])})" if known else "publish it first"
         return Hindrance(
             "VersionNotFound",
