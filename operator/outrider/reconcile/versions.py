@@ -271,17 +271,13 @@ class VersionReconciler:
         )
         platform = str(artifact.platform)
         with self._registry() as registry:
-            if content is not None:
-                config_map = artifact.source.config_map
-                label = f"ConfigMap {config_map.name}" if config_map else "ConfigMap"
-                source = sources.from_bytes(label, content, limits=limits)
-            else:
-                assert artifact.source.http is not None  # noqa: S101 - the CRD demands one source
-                source = sources.open_http(artifact.source.http.url, limits=limits, cancelled=cancelled)
-            with source:
-                blob = ingest.ingest(
-                    registry, repository, source, artifact.sha256, field=f"spec.artifacts[{platform}].sha256"
-                )
+            # What is there already is not fetched again: a corrected signature needs no source any more.
+            blob = ingest.find_stored(registry, repository, artifact.sha256)
+            if blob is None:
+                with self._open_source(artifact, content, limits, cancelled) as source:
+                    blob = ingest.ingest(
+                        registry, repository, source, artifact.sha256, field=f"spec.artifacts[{platform}].sha256"
+                    )
             facts = ingest.ArtifactFacts(
                 spec.component, spec.version, platform, artifact.file_name, artifact.signature.inline
             )
@@ -294,6 +290,19 @@ class VersionReconciler:
                 download_url=registry.blob_url(repository, blob.digest),
                 spec_hash=planning.hash_artifact(artifact),
             )
+
+    def _open_source(
+        self,
+        artifact: Artifact,
+        content: bytes | None,
+        limits: sources.SourceLimits,
+        cancelled: Callable[[], bool],
+    ) -> sources.Source:
+        source = artifact.source
+        if source.config_map is not None and content is not None:
+            return sources.from_bytes(f"ConfigMap {source.config_map.name}", content, limits=limits)
+        assert source.http is not None  # noqa: S101 - the CRD demands exactly one source
+        return sources.open_http(source.http.url, limits=limits, cancelled=cancelled)
 
     def _verify(
         self,
@@ -309,6 +318,14 @@ class VersionReconciler:
         if found is None:
             # Somebody swept it up: an entry that is no entry's makes the planner store it again.
             return stored.model_copy(update={"spec_hash": "missing"})
+        said = (found.facts.component, found.facts.version, found.facts.platform, found.facts.file_name)
+        meant = (spec.component, spec.version, str(artifact.platform), artifact.file_name)
+        if said != meant:
+            raise Stalling(
+                "ManifestInvalid",
+                f"the stored manifest {stored.reference} speaks of {' '.join(said)}, not of {' '.join(meant)}; "
+                "somebody else writes to this repository of the registry",
+            )
         proof = verify_artifact(
             component=spec.component,
             namespace=namespace,
