@@ -99,7 +99,7 @@ async def _act(
         asyncio.create_task(elector.hold(), name="lease"),
         asyncio.create_task(stop.wait(), name="signal"),
         asyncio.create_task(
-            _watch_resources(controller, access, ended, ready),
+            _watch_resources(controller, access, identity, ended, ready),
             name="kopf",
         ),
     }
@@ -131,12 +131,16 @@ async def _after(flag: asyncio.Event, act: Callable[[], None]) -> None:
     act()
 
 
-async def _watch_resources(controller: Controller, access: Access, ended: asyncio.Event, ready: asyncio.Event) -> None:
+async def _watch_resources(
+    controller: Controller, access: Access, identity: str, ended: asyncio.Event, ready: asyncio.Event
+) -> None:
     # Only once the custom resources could be listed: kopf never looks again for a kind that was not there.
     await controller.begun.wait()
     await kopf.operator(
         registry=build_registry(controller, access),
         settings=build_settings(),
+        # Left to itself, kopf asks for the user's name, and in the image the user has none.
+        identity=cast("Any", identity),
         clusterwide=True,
         standalone=True,
         stop_flag=ended,

@@ -17,6 +17,10 @@ from outrider.reconcile.controller import Controller
 class _Forever:
     """Stands in for the controller and for the Lease: neither ends."""
 
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.begun.set()
+
     async def run(self) -> None:
         await asyncio.Event().wait()
 
