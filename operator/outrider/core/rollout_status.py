@@ -130,7 +130,7 @@ def _judge(
         if stalled:
             findings.append(Finding("Stalled", "True", reason, message))
         if run is not None:
-            advancing = busy and run.state == "Running" and not seen.spec.paused
+            advancing = busy and run.state == "Running" and not seen.spec.paused and not seen.deleting
             findings.append(Finding("Progressing", "True" if advancing else "False", reason, message))
         return phase
 
