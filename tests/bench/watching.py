@@ -32,15 +32,11 @@ class Watch:
         context = ssl.create_default_context(cafile=str(cluster.ca_file))
         context.load_cert_chain(str(cluster.admin_certificate), str(cluster.admin_key))
         self._connection = http.client.HTTPSConnection(address.hostname or "", address.port, context=context)
-        version = cluster.client().get(path, limit="1")["metadata"]["resourceVersion"]
-        query = {"watch": "true", "resourceVersion": version, "timeoutSeconds": str(_WATCH_SECONDS)}
-        self._connection.request("GET", f"{path}?{urlencode(query)}", headers={"Accept": accept})
-        self._response = self._connection.getresponse()
-        self._take = take
+        self._path, self._accept, self._take = path, accept, take
+        self._version = cluster.client().get(path, limit="1")["metadata"]["resourceVersion"]
         self._stopped = False
-        self.broken = False
-        self.why = "no more events"
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        self.broken = ""
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -51,15 +47,27 @@ class Watch:
         self._thread.join()
         self._connection.close()
 
+    def _run(self) -> None:
+        # The API server ends a watch that does not keep up with a burst; it goes on from where it was.
+        while not self._stopped:
+            try:
+                self._read()
+            except (OSError, http.client.HTTPException, ValueError, BrokenWatch) as error:
+                self.broken = "" if self._stopped else repr(error)
+                return
+
     def _read(self) -> None:
-        try:
-            while line := self._response.readline():
-                came = time.monotonic()
-                event = json.loads(line)
-                self._take(event["type"], event["object"], came)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            self.why = repr(error)
-        self.broken = not self._stopped
+        query = {"watch": "true", "resourceVersion": self._version, "timeoutSeconds": str(_WATCH_SECONDS)}
+        self._connection.close()
+        self._connection.request("GET", f"{self._path}?{urlencode(query)}", headers={"Accept": self._accept})
+        response = self._connection.getresponse()
+        while line := response.readline():
+            came = time.monotonic()
+            event = json.loads(line)
+            if event["type"] == "ERROR":
+                raise BrokenWatch(event["object"].get("message", ""))
+            self._version = event["object"]["metadata"]["resourceVersion"]
+            self._take(event["type"], event["object"], came)
 
 
 class FleetWatch:
@@ -123,7 +131,7 @@ class FleetWatch:
             while not reached():
                 for watch in self._watches:
                     if watch.broken:
-                        raise BrokenWatch(f"a watch ended: {watch.why}")
+                        raise BrokenWatch(f"a watch ended: {watch.broken}")
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise BrokenWatch(f"waited {seconds:.0f} s in vain for {what}")
