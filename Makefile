@@ -47,8 +47,14 @@ cluster-down: venv ## Take that cluster down
 
 ##@ Test it
 
+# Building the control plane takes some ten minutes the first time: here, where it shows its progress, and not inside a
+# test, whose time is limited.
+.PHONY: tools
+tools: venv ## Build what the local cluster runs, if it is not built yet
+	@$(RUN) -m localcluster build
+
 .PHONY: test
-test: venv ## Everything: lint, types, contracts, generated files, then all tests on a real control plane
+test: tools ## Everything: lint, types, contracts, generated files, then all tests on a real control plane
 	@started=$$SECONDS
 	$(MAKE) lint
 	echo "── tests"
@@ -56,7 +62,7 @@ test: venv ## Everything: lint, types, contracts, generated files, then all test
 	echo "make test: all passed in $$((SECONDS - started)) s"
 
 .PHONY: lint
-lint: venv ## ruff, mypy, import contracts, and whether generated files are in step
+lint: tools ## ruff, mypy, import contracts, and whether generated files are in step
 	@echo "── ruff"
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -70,15 +76,15 @@ lint: venv ## ruff, mypy, import contracts, and whether generated files are in s
 	echo "CRDs and install.yaml are in step with the models and the chart"
 
 .PHONY: unit
-unit: venv ## The tests that need no cluster
+unit: tools ## The tests that need no cluster
 	@$(BIN)/pytest -q $(QUICK_TESTS) $(ARGS)
 
 .PHONY: e2e
-e2e: venv ## The tests on a real control plane
+e2e: tools ## The tests on a real control plane
 	@$(BIN)/pytest -q tests/e2e $(KIND) $(ARGS)
 
 .PHONY: bench
-bench: venv ## Speed, writes and memory, each beside its yardstick (some 20 minutes)
+bench: tools ## Speed, writes and memory, each beside its yardstick (some 20 minutes)
 	@$(RUN) tests/bench/ingest.py
 	$(RUN) -m bench.rollout
 
