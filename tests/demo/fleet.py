@@ -26,6 +26,7 @@ class Fleet:
         self._terminal = terminal
         self.fewest_ready = 0
         self.excused: set[str] = set()
+        self._teller = _Teller(terminal)
 
     # --- looks ------------------------------------------------------------------------------
 
@@ -76,7 +77,6 @@ class Fleet:
         An interlude is something to do once, as soon as its condition holds for the Rollout. `fewest_ready` says
         afterwards how many agents were Ready when the fewest were; those on the nodes in `excused` always count.
         """
-        teller = _Teller(self._terminal)
         waiting = dict(interludes or {})
         started = time.monotonic()
         deadline = started + seconds
@@ -92,7 +92,7 @@ class Fleet:
             status = rollout.get("status") or {}
             current = int(status.get("observedGeneration", -1)) >= generation
             if current:
-                teller.tell(rollout, batches, time.monotonic() - started)
+                self._teller.tell(rollout, batches, time.monotonic() - started)
             if current and status.get("phase") in until:
                 self._terminal.rest()
                 for condition in waiting:
@@ -130,30 +130,22 @@ class Fleet:
 
 
 class _Teller:
-    """Turns looks at the Rollout and its records into lines: each change once."""
+    """Turns looks at the Rollout and its records into lines: each change once, however often it is looked at."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self._begun: set[str] = set()
         self._ended: set[str] = set()
         self._nodes: dict[tuple[str, str], str] = {}
-        self._first = True
-        self._counts: tuple[object, ...] = ()
 
     def tell(self, rollout: Object, batches: list[Object], seconds: float) -> None:
         """Print what has changed since the last look."""
         run = (rollout["status"] or {}).get("run") or {}
-        if self._first:
-            # What earlier runs did was told before.
-            self._first = False
-            old = [item for item in batches if item["spec"]["run"] < int(run.get("id", 0))]
-            self._begun = self._ended = {item["metadata"]["name"] for item in old}
-            self._ended = set(self._begun)
         for batch in batches:
-            self._tell_batch(batch, run, seconds)
+            self._tell_batch(batch, seconds)
         self._show(rollout, run, seconds)
 
-    def _tell_batch(self, batch: Object, run: Object, seconds: float) -> None:
+    def _tell_batch(self, batch: Object, seconds: float) -> None:
         name, spec = batch["metadata"]["name"], batch["spec"]
         status = batch.get("status") or {}
         if name in self._ended:

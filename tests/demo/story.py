@@ -31,7 +31,7 @@ type: Canary
     canary: {{steps: [{{nodes: {_CANARIES}, soakSeconds: 6}}]}}
     rolling: {{batchSize: {_BATCH}}}"""
 _READY_MESSAGE = (
-    f"kubectl -n {NAMESPACE} get orl {ROLLOUT} -o jsonpath='{{.status.conditions[?(@.type==\"Ready\")].message}}'"
+    f"kubectl -n {NAMESPACE} get orl {ROLLOUT} --output=jsonpath='{{.status.conditions[?(@.type==\"Ready\")].message}}'"
 )
 
 BUILDS = [
@@ -336,7 +336,7 @@ class Story:
         self._show(f"kubectl -n {NAMESPACE} get orb")
         record = failed[0]["metadata"]["name"]
         row = '{range .status.nodes[*]}{.name}: {.state} ({.reason}: {.message}){"\\n"}{end}'
-        said = self.workshop.run(f"kubectl -n {NAMESPACE} get orb {record} -o jsonpath='{row}'")
+        said = self.workshop.run(f"kubectl -n {NAMESPACE} get orb {record} --output=jsonpath='{row}'")
         for line in said.splitlines():
             self._terminal.prose(line)
         self._fleet.wait(
@@ -346,11 +346,11 @@ class Story:
         )
         self._ask_agent("1.1.0")
         self._terminal.done(
-            f"{len(touched)} of {self._size} nodes saw 1.2.0; all run 1.1.0 again, and nobody did a thing."
+            f"1.2.0 got no further than {len(touched)} of {self._size} nodes; all run 1.1.0 again, and nobody did a thing."
         )
         self.outcome.proves(
             "a bad version goes back by itself",
-            f"1.2.0 reached {len(touched)} of {self._size} nodes and was gone after {seconds:.0f} s",
+            f"1.2.0 got no further than {len(touched)} of {self._size} nodes and was gone after {seconds:.0f} s",
         )
 
     def _tampered_version(self) -> None:

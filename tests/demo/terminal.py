@@ -62,14 +62,21 @@ class Terminal:
 
     def done(self, text: str) -> None:
         """Tell that something came out as told."""
-        first, *rest = textwrap.wrap(text, self.width - 4, break_on_hyphens=False)
-        self.line(f"  {self.paint('✔', 'green', 'bold')} {first}")
-        for part in rest:
-            self.line(f"    {part}")
+        self._mark(self.paint("✔", "green", "bold"), text)
 
     def bad(self, text: str) -> None:
         """Tell that something failed."""
-        self.line(f"  {self.paint('✘', 'red', 'bold')} {text}")
+        self._mark(self.paint("✘", "red", "bold"), text)
+
+    def _mark(self, mark: str, text: str) -> None:
+        first, *rest = [
+            part
+            for line in text.splitlines() or [""]
+            for part in textwrap.wrap(line, self.width - 4, break_on_hyphens=False) or [""]
+        ]
+        self.line(f"  {mark} {first}")
+        for part in rest:
+            self.line(f"    {part}")
 
     def command(self, text: str) -> None:
         """Show a command as a user would type it; a long one takes several lines."""
