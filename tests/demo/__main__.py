@@ -151,11 +151,12 @@ def _take_down(terminal: Terminal, name: str, directory: Path) -> int:
     """End the cluster and all that was started for it, and delete the files; return the exit code."""
     with _quietly(terminal):
         try:
-            remove(name)
+            found = remove(name)
         except LauncherError as error:
             terminal.bad(str(error))
             return 1
     shutil.rmtree(directory, ignore_errors=True)
+    terminal.step(f"cluster {name!r} is gone" if found else f"there is no cluster {name!r}")
     return 0
 
 

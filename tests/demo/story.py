@@ -346,7 +346,7 @@ class Story:
         )
         self._ask_agent("1.1.0")
         self._terminal.done(
-            f"1.2.0 got no further than {len(touched)} of {self._size} nodes; all run 1.1.0 again, and nobody did a thing."
+            f"1.2.0 got no further than {len(touched)} of {self._size} nodes; all run 1.1.0 again, by themselves."
         )
         self.outcome.proves(
             "a bad version goes back by itself",
