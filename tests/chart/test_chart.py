@@ -371,7 +371,6 @@ CLUSTER_ROLE = {
     "/pods": {"get", "list", "watch"},
     "/configmaps": {"get", "create", "patch"},
     "/events": {"create", "patch"},
-    "/namespaces": {"get"},
 }
 ROLE = {
     "coordination.k8s.io/leases": {"get", "create", "update", "patch"},

@@ -49,6 +49,7 @@ def fetch_settings(**changes: Any) -> FetchSettings:
         "image_pull_policy": "IfNotPresent",
         "reference": REFERENCE,
         "plain_http": False,
+        "allow_rsa_2048": False,
         "digests": {"linux/arm64": ARM64, "linux/amd64": AMD64},
     }
     return FetchSettings(**settings | changes)

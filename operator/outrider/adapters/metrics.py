@@ -9,7 +9,6 @@ BUILD.labels(__version__).set(1)
 LEADER = Gauge("outrider_leader", "Whether this replica acts (1) or stands by (0).")
 PASSES = Counter("outrider_reconcile", "Passes over objects.", ["kind", "result"])
 PASS_SECONDS = Histogram("outrider_reconcile_duration_seconds", "How long passes take.", ["kind"])
-WRITES = Counter("outrider_api_writes", "Writes to the API server.", ["resource", "verb"])
 NODES = Gauge("outrider_rollout_nodes", "Nodes of a Rollout's fleet by state.", ["namespace", "name", "state"])
 BETWEEN = Gauge(
     "outrider_rollout_oldest_half_move_seconds",

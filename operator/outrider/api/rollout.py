@@ -187,7 +187,7 @@ class Health(ApiModel):
     )
 
     timeout_seconds: Annotated[int, Field(ge=1, le=24 * 3600)] = 300
-    """How long after the start of its batch a node may take to become healthy. Time in pause does not count."""
+    """How long after it was first touched a node may take to become healthy. Time in pause does not count."""
     min_ready_seconds: Annotated[int, Field(ge=0, le=24 * 3600)] = 10
     """How long the agent's pod must be Ready without a break, on the operator's clock."""
     max_restarts: Annotated[int, Field(ge=0, le=100)] = 0

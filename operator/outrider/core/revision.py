@@ -36,6 +36,7 @@ class FetchSettings:
     image_pull_policy: str
     reference: str
     plain_http: bool
+    allow_rsa_2048: bool
     digests: Mapping[str, str]
 
 
@@ -221,6 +222,7 @@ def _deliver(pod: Json, spec: RolloutSpec, fetch: FetchSettings) -> None:
     environment = {
         "OUTRIDER_REFERENCE": fetch.reference,
         "OUTRIDER_PLAIN_HTTP": "true" if fetch.plain_http else "false",
+        "OUTRIDER_ALLOW_RSA_2048": "true" if fetch.allow_rsa_2048 else "false",
         "OUTRIDER_KEYS_DIR": _KEYS_DIR,
         "OUTRIDER_TARGET_DIR": _TARGET_DIR,
         "OUTRIDER_COMPONENT": spec.component,

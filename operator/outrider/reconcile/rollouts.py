@@ -321,6 +321,7 @@ class RolloutReconciler:
             image_pull_policy=self._settings.fetch_image_pull_policy,
             reference=self._for_nodes(version.status.reference),
             plain_http=self._settings.registry_plain_http,
+            allow_rsa_2048=self._settings.allow_rsa_2048,
             digests={a.platform: a.digest.removeprefix("sha256:") for a in version.status.artifacts},
         )
         daemonset = build_daemonset(
