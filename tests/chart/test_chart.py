@@ -360,20 +360,20 @@ def test_what_people_add_to_the_pod() -> None:
 # --- Permissions ------------------------------------------------------------------------------------------------------
 
 CLUSTER_ROLE = {
-    "outrider.dev/componentversions": {"get", "list", "watch", "patch"},
+    "outrider.dev/componentversions": {"get", "list", "watch"},
     "outrider.dev/rollouts": {"get", "list", "watch", "patch"},
     "outrider.dev/componentversions/status": {"patch"},
     "outrider.dev/rollouts/status": {"patch"},
     "outrider.dev/rolloutbatches/status": {"patch"},
-    "outrider.dev/rolloutbatches": {"get", "list", "watch", "create", "patch", "delete"},
-    "apps/daemonsets": {"get", "list", "watch", "create", "patch", "delete"},
+    "outrider.dev/rolloutbatches": {"get", "list", "watch", "create", "delete"},
+    "apps/daemonsets": {"get", "list", "watch", "create", "delete"},
     "/nodes": {"get", "list", "watch", "patch"},
     "/pods": {"get", "list", "watch"},
     "/configmaps": {"get", "create", "patch"},
-    "/events": {"create", "patch"},
+    "/events": {"create"},
 }
 ROLE = {
-    "coordination.k8s.io/leases": {"get", "create", "update", "patch"},
+    "coordination.k8s.io/leases": {"get", "create", "update"},
     "/secrets": {"get", "list", "watch"},
 }
 
