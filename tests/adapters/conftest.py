@@ -1,12 +1,14 @@
-"""Fixtures: real servers on loopback, real keys made by openssl."""
+"""Fixtures: real servers on loopback, a real API server, real keys made by openssl."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from adapters.realapiserver import RealApiServer, access_by, running_api_server
 from adapters.realservers import RealHttpServer, RealRegistry, running_registry
 from adapters.signing import MakeSigner, Signer
+from outrider.adapters.kube import Cluster
 from outrider.adapters.registry import OciRegistry
 
 
@@ -55,3 +57,17 @@ def make_signer(tmp_path_factory: pytest.TempPathFactory) -> MakeSigner:
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def api_server() -> Iterator[RealApiServer]:
+    """A control plane with three fake nodes, started once for all tests that ask for it."""
+    with running_api_server() as api_server:
+        yield api_server
+
+
+@pytest.fixture
+async def kube(api_server: RealApiServer) -> AsyncIterator[Cluster]:
+    """The API calls that Outrider makes, with the administrator's rights."""
+    async with access_by(api_server.kubeconfig) as access:
+        yield Cluster(access)

@@ -191,16 +191,15 @@ class Cluster:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=_SILENT_SECONDS)
         try:
             async with self._access.session.get(
-                self._access.server + resource.path(namespace), params=query, timeout=timeout
+                self._access.server + resource.path(namespace), params=query, timeout=timeout, allow_redirects=False
             ) as response:
                 if response.status != 200:
                     raise _error("WATCH", resource.path(), response.status, await response.text(), response.headers)
                 async for line in _lines(response):
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":
-                        status = event["object"]
-                        raise _error("WATCH", resource.path(), status.get("code", 500), json.dumps(status), {})
-                    yield event["type"], event["object"]
+                    kind, obj = _parse_event(resource, line)
+                    if kind == "ERROR":
+                        raise _error("WATCH", resource.path(), obj.get("code", 500), json.dumps(obj), {})
+                    yield kind, obj
         except (TimeoutError, aiohttp.ClientError) as error:
             raise Transient("ApiUnavailable", f"the watch of {resource.plural} broke: {_describe(error)}") from error
 
@@ -270,11 +269,17 @@ class Cluster:
         async with self._slots:
             try:
                 async with self._access.session.request(
-                    method, self._access.server + path, params=query, data=data, headers=headers, timeout=_TIMEOUT
+                    method,
+                    self._access.server + path,
+                    params=query,
+                    data=data,
+                    headers=headers,
+                    timeout=_TIMEOUT,
+                    # The API server never redirects, and our token is for nobody else.
+                    allow_redirects=False,
                 ) as response:
                     if response.status < 300:
-                        answer: Json = await response.json(content_type=None)
-                        return answer
+                        return _parse_object(method, path, await response.read())
                     raise _error(method, path, response.status, await response.text(), response.headers)
             except (TimeoutError, aiohttp.ClientError) as error:
                 raise Transient(
@@ -317,6 +322,33 @@ def _error(method: str, path: str, status: int, text: str, headers: Mapping[str,
     retry_after = float(after) if after.isdigit() else None
     busy = status == _TOO_MANY or status >= _SERVER_ERROR
     return Transient("ApiBusy" if busy else "ApiError", f"{what} (HTTP {status})", retry_after=retry_after)
+
+
+def _parse_object(method: str, path: str, content: bytes) -> Json:
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise _not_the_api_server(f"{method} {path}", content)
+    return answer
+
+
+def _parse_event(resource: Resource, line: bytes) -> tuple[str, Json]:
+    try:
+        event = json.loads(line)
+        kind, obj = event["type"], event["object"]
+    except (ValueError, TypeError, KeyError):
+        kind, obj = None, None
+    if not isinstance(kind, str) or not isinstance(obj, dict):
+        raise _not_the_api_server(f"WATCH {resource.path()}", line)
+    return kind, obj
+
+
+def _not_the_api_server(what: str, content: bytes) -> Transient:
+    """Return the error for an answer in no form that Kubernetes knows: a proxy's page, say."""
+    start = content[:80].decode(errors="replace")
+    return Transient("ApiError", f"{what} was answered with {start!r}: is it the API server that answers there?")
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
