@@ -61,7 +61,12 @@ async def access_by(kubeconfig: Path, *, server: str | None = None) -> AsyncIter
         yield access
     finally:
         await access.close()
-        await asyncio.sleep(0)  # the transports close in the loop's next round
+        await settle()
+
+
+async def settle() -> None:
+    """Let transports that were closed close: they take a few rounds of the loop."""
+    await asyncio.sleep(0.02)
 
 
 class Line:
@@ -73,6 +78,7 @@ class Line:
         self._flowing.set()
         self._up = True
         self._writers: set[asyncio.StreamWriter] = set()
+        self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.url = ""
 
@@ -103,16 +109,22 @@ class Line:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
+        await asyncio.gather(*self._connections)
+        await settle()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._up:
             writer.transport.abort()
             return
+        # A task of our own: the server's is nobody's to wait for.
+        connection = asyncio.create_task(self._connect(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream = await asyncio.open_connection(*self._target)
         self._writers |= {writer, upstream}
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._pump(reader, upstream))
-            group.create_task(self._pump(upstream_reader, writer))
+        await asyncio.gather(self._pump(reader, upstream), self._pump(upstream_reader, writer))
         self._writers -= {writer, upstream}
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -155,6 +167,7 @@ async def black_hole() -> AsyncIterator[str]:
         ended.set()
         server.close()
         await server.wait_closed()
+        await settle()
 
 
 async def eventually(check: Callable[[], Any], what: str, seconds: float = 20) -> None:

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from adapters.realapiserver import RealApiServer, access_by, black_hole, config_map, eventually, line_to
+from adapters.realapiserver import RealApiServer, access_by, black_hole, config_map, eventually, line_to, settle
 from outrider.adapters import kube as module
 from outrider.adapters.kube import (
     CONFIG_MAPS,
@@ -411,7 +411,7 @@ async def test_a_pod_uses_its_service_account_and_follows_the_rotation_of_its_to
         assert await kube.create(REVIEWS, {"spec": {}})
     finally:
         await access.close()
-        await asyncio.sleep(0)
+        await settle()
 
 
 async def test_outside_a_pod_a_kubeconfig_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
