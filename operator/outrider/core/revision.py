@@ -61,7 +61,7 @@ def daemonset_name(rollout: str, revision: str) -> str:
 
 def joiners_name(rollout: str, joiners: str) -> str:
     """Return the name of the DaemonSet that serves joining nodes; `joiners` is what `joiners_id` returned."""
-    return f"{rollout}-joiners-{joiners}"
+    return f"{rollout}-join-{joiners}"
 
 
 def hash_target(target: Target) -> str:
