@@ -272,7 +272,7 @@ class Story:
         self.client.delete(f"/api/v1/namespaces/{self.namespace}")
         for name in self.signers:
             self.client.delete(f"/api/v1/namespaces/{SYSTEM}/secrets/{self.name}-{name}")
-        in_parallel(self.local.remove_node, [name for name in self.nodes if name in self.assignments()])
+        in_parallel(self.local.remove_node, self.nodes)
 
 
 class NodeHistory:
