@@ -24,12 +24,12 @@ class RealApiServer:
         self.kubeconfig = local.kubeconfig
 
     def restart(self) -> None:
-        """End the API server and start it again on the same data, as at an upgrade of the control plane."""
+        """Kill the API server and start it again on the same data."""
         known = state.load(NAME)
         assert known is not None
         old = known.processes["apiserver"]
         command = Path(f"/proc/{old.pid}/cmdline").read_bytes().decode().split("\0")[:-1]
-        processes.stop([old], grace=30)
+        processes.stop([old], grace=0)
         known.record(processes.spawn("apiserver", command, Path(old.log), cluster=known.directory, port=old.port))
         deadline = time.monotonic() + 120
         while True:
@@ -74,9 +74,10 @@ class Line:
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
+        self._up = True
+        self._lost: list[asyncio.Event] = []
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._up = True
         self._writers: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -94,6 +95,13 @@ class Line:
     def thaw(self) -> None:
         self._flowing.set()
 
+    def lose(self) -> None:
+        """Let the present connections go silent for good, as a router does that forgets them; new ones work."""
+        self._flowing.clear()
+        self._lost.append(self._flowing)
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
     def cut(self) -> None:
         """Break all connections, and refuse new ones."""
         self._up = False
@@ -104,7 +112,8 @@ class Line:
         self._up = True
 
     async def stop(self) -> None:
-        self.thaw()
+        for flowing in [*self._lost, self._flowing]:
+            flowing.set()
         self.cut()
         if self._server is not None:
             self._server.close()
@@ -124,13 +133,14 @@ class Line:
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream = await asyncio.open_connection(*self._target)
         self._writers |= {writer, upstream}
-        await asyncio.gather(self._pump(reader, upstream), self._pump(upstream_reader, writer))
+        flowing = self._flowing
+        await asyncio.gather(self._pump(reader, upstream, flowing), self._pump(upstream_reader, writer, flowing))
         self._writers -= {writer, upstream}
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
         with suppress(OSError):
             while piece := await reader.read(65536):
-                await self._flowing.wait()
+                await flowing.wait()
                 writer.write(piece)
                 await writer.drain()
         with suppress(OSError):
