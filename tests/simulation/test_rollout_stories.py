@@ -31,6 +31,18 @@ def test_first_run_installs_everywhere_with_one_patch_a_node() -> None:
     assert fleet.status.revisions.stable == "r-1.0.0"
 
 
+def test_the_number_of_batches_is_foretold_and_stays() -> None:
+    fleet = installed(16, strategy=CANARY)
+    fleet.change(version="1.1.0")
+    foretold = set()
+    for _ in range(200):
+        fleet.execute(fleet.plan())
+        if fleet.status.run is not None and fleet.status.run.version == "1.1.0":
+            foretold.add(fleet.status.run.batch)
+        fleet.tick()
+    assert foretold == {"0/5", "1/5", "2/5", "3/5", "4/5", "5/5"}  # 1 + 4 canaries, then 4 + 4 + 3
+
+
 def test_an_update_takes_two_patches_a_node() -> None:
     fleet = installed()
     fleet.change(version="1.1.0")

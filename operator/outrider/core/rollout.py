@@ -226,19 +226,27 @@ def move_open_batches(work: Work) -> None:
     if not work.is_active or work.run is None:
         return
     limit = arithmetic.in_flight_limit(work.seen.spec, max(work.run.nodes, 1))
-    in_flight = sum(result.state in IN_FLIGHT for _, _, result in work.entries())
-    for batch, entry, result in list(work.entries()):
-        node = same_node(work, entry)
+    entries = [(batch, entry, result, same_node(work, entry)) for batch, entry, result in work.entries()]
+
+    def is_between(node: Node | None) -> bool:
+        return node is not None and is_leaving(work.assignment(node))
+
+    # A node that an earlier run left half-way is without its agent already: it counts before its turn comes.
+    in_flight = sum(
+        result.state in IN_FLIGHT or (result.state == "Pending" and is_between(node)) for _, _, result, node in entries
+    )
+    for batch, entry, result, node in entries:
         if node is None:
             continue
         if result.state == "Stopping" and work.assignment(node) == (entry.origin or None):
             move(work, node, entry.to)  # planned before, but the patch was not made
         if result.state != "Pending":
             continue
-        if in_flight >= limit:
-            return
+        if not is_between(node):
+            if in_flight >= limit:
+                continue
+            in_flight += 1
         move(work, node, entry.to)
-        in_flight += 1
         work.results[batch.name][entry.name] = result.model_copy(
             update={
                 "state": "Stopping",
@@ -454,6 +462,12 @@ def _assemble(work: Work) -> Plan:
         if record != batch.status:
             records.append(WriteBatch(batch.name, record, urgent=batch.name in work.urgent_batches))
     results_now = [(entry, result) for _, entry, result in work.entries()]
+    # The batches of this very pass count already: `run.batches` does too.
+    results_now += [
+        (entry, NodeResult(name=entry.name, state="Pending"))
+        for action in work.new_batches
+        for entry in action.spec.nodes
+    ]
     status = build_status(
         seen,
         run=work.run,
