@@ -8,6 +8,7 @@ with the other.
 
 import asyncio
 import logging
+import math
 import time
 from datetime import UTC, datetime
 
@@ -97,7 +98,8 @@ class LeaseElector:
                 raise _LostError(holder or "nobody")
             record = f"{holder}/{spec.get('renewTime')}/{lease['metadata']['resourceVersion']}"
             if record != self._seen[0]:
-                self._seen = (record, asked)
+                # Timed after the answer: it may have been renewed while we waited for that.
+                self._seen = (record, time.monotonic())
             duration = float(spec.get("leaseDurationSeconds") or self._lease_seconds)
             if holder and asked - self._seen[1] < duration:
                 return False
@@ -111,7 +113,8 @@ class LeaseElector:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         return {
             "holderIdentity": self._identity,
-            "leaseDurationSeconds": int(self._lease_seconds),
+            # Rounded up: others wait for so long, and we give up before.
+            "leaseDurationSeconds": math.ceil(self._lease_seconds),
             "acquireTime": (before or {}).get("acquireTime") or now,
             "renewTime": now,
             "leaseTransitions": transitions,
