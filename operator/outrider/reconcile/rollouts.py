@@ -42,7 +42,9 @@ from outrider.settings import Settings
 logger = logging.getLogger(__name__)
 
 _RECORD_SECONDS = 2.0
-"""Records that can be derived again from the cluster are written together, at most so often."""
+_RECORDS_PER_SECOND = 2.0
+"""Records that can be derived again from the cluster are written together, at most so often and at most so many: one of
+100 nodes costs the API server 20 ms."""
 _STATUS_SECONDS = 1.0
 """Likewise a Rollout's counts."""
 _REFUSED_SECONDS = 2.0
@@ -56,6 +58,7 @@ class _Memory:
     """What is known of a Rollout beyond its objects; lost at a restart, and found out again then."""
 
     pending_records: dict[str, RolloutBatchStatus] = field(default_factory=dict)
+    urgent_records: set[str] = field(default_factory=set)
     records_written: float = float("-inf")
     status_written: float = float("-inf")
     template_problems: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -63,6 +66,15 @@ class _Memory:
     told: set[str] = field(default_factory=set)
     refused: int = 0
     uid: str = ""
+
+    def records_due(self) -> float:
+        """Return when pending records are to be written."""
+        return self.records_written + max(_RECORD_SECONDS, len(self.pending_records) / _RECORDS_PER_SECOND)
+
+    def forget_record(self, name: str) -> None:
+        """Take note that a record is stored, or that there is none."""
+        self.pending_records.pop(name, None)
+        self.urgent_records.discard(name)
 
 
 @dataclass(frozen=True)
@@ -259,15 +271,18 @@ class RolloutReconciler:
                     pass
 
     async def _write_records(self, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
-        urgent = False
         for action in plan.actions:
             if isinstance(action, actions.WriteBatch):
                 memory.pending_records[action.name] = action.status
-                urgent = urgent or action.urgent
+                if action.urgent:
+                    memory.urgent_records.add(action.name)
         moment = asyncio.get_running_loop().time()
-        if memory.pending_records and (urgent or moment - memory.records_written >= _RECORD_SECONDS):
+        written = set(memory.urgent_records)
+        if moment >= memory.records_due():
             memory.records_written = moment
-            await _all(self._write_record(seen, name, memory) for name in list(memory.pending_records))
+            written = set(memory.pending_records)
+        # An urgent one stays urgent until it is stored: what follows in this plan, and in later ones, builds on it.
+        await _all(self._write_record(seen, name, memory) for name in sorted(written))
         await _all(
             self._create_batch(seen, action.name, action.spec)
             for action in plan.actions
@@ -395,7 +410,7 @@ class RolloutReconciler:
     async def _write_record(self, seen: RolloutSnapshot, name: str, memory: _Memory) -> None:
         status = memory.pending_records.get(name)
         if status is None or self._caches.batches.get(seen.namespace, name) is None:
-            memory.pending_records.pop(name, None)
+            memory.forget_record(name)
             return
         answer = await self._cluster.apply(
             ROLLOUT_BATCHES,
@@ -405,7 +420,7 @@ class RolloutReconciler:
         )
         self._caches.batches.put(answer)
         if memory.pending_records.get(name) is status:
-            del memory.pending_records[name]
+            memory.forget_record(name)
 
     async def _assign(self, key: str, move: Assign, memory: _Memory) -> None:
         path = "/metadata/labels/" + key.replace("~", "~0").replace("/", "~1")
@@ -501,7 +516,7 @@ class RolloutReconciler:
         if plan.wake_at is not None:
             waits.append(max(0.0, (plan.wake_at - seen.now).total_seconds()))
         if memory.pending_records:
-            waits.append(max(0.0, memory.records_written + _RECORD_SECONDS - moment))
+            waits.append(max(0.0, memory.records_due() - moment))
         stored = self._caches.rollouts.get(seen.namespace, seen.name)
         if stored is not None and self._written_status(stored) != plan.status.to_api():
             waits.append(max(0.05, memory.status_written + _STATUS_SECONDS - moment))
