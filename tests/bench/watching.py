@@ -34,14 +34,14 @@ class Watch:
         self._connection = http.client.HTTPSConnection(address.hostname or "", address.port, context=context)
         self._path, self._accept, self._take = path, accept, take
         self._version = cluster.client().get(path, limit="1")["metadata"]["resourceVersion"]
-        self._stopped = False
+        self._stopped = threading.Event()
         self.broken = ""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End the watch."""
-        self._stopped = True
+        self._stopped.set()
         if self._connection.sock is not None:
             self._connection.sock.shutdown(socket.SHUT_RDWR)
         self._thread.join()
@@ -49,11 +49,11 @@ class Watch:
 
     def _run(self) -> None:
         # The API server ends a watch that does not keep up with a burst; it goes on from where it was.
-        while not self._stopped:
+        while not self._stopped.is_set():
             try:
                 self._read()
             except (OSError, http.client.HTTPException, ValueError, BrokenWatch) as error:
-                self.broken = "" if self._stopped else repr(error)
+                self.broken = "" if self._stopped.is_set() else repr(error)
                 return
 
     def _read(self) -> None:
