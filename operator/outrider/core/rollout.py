@@ -40,7 +40,16 @@ from outrider.core.runs import end_run, finish_run, start_run
 from outrider.core.selection import create_batch, next_size, remaining_nodes
 from outrider.core.snapshot import Node, RolloutSnapshot
 from outrider.core.states import COMPLETED, FAILED, IN_FLIGHT, ONGOING, RESULTS
-from outrider.core.work import Work, bad_revisions, is_direct, move, same_node, why_no_artifact, why_skip
+from outrider.core.work import (
+    Work,
+    bad_revisions,
+    count_between_elsewhere,
+    is_direct,
+    move,
+    same_node,
+    why_no_artifact,
+    why_skip,
+)
 
 Policy = Callable[[Work], None]
 """One question about a fleet, and what follows from the answer."""
@@ -235,6 +244,7 @@ def move_open_batches(work: Work) -> None:
     in_flight = sum(
         result.state in IN_FLIGHT or (result.state == "Pending" and is_between(node)) for _, _, result, node in entries
     )
+    in_flight += count_between_elsewhere(work)
     for batch, entry, result, node in entries:
         if node is None:
             continue
@@ -308,6 +318,7 @@ def start_next_batch(work: Work) -> None:
         work.update_run(state="Running", finished_at=None)
         work.urgent_status = True
     step, size = next_size(work, run)
+    size = max(1, size - count_between_elsewhere(work))
     # Nodes that a run before this one left on something untried come first: they have the least to lose.
     bad = bad_revisions(work)
     ordered = arithmetic.order_nodes(movable, seen.uid, run.id)
@@ -344,7 +355,9 @@ def start_next_rollback_batch(work: Work) -> None:
         known = origin.get((node.name, node.uid))
         return known[0].back if known is not None else (work.stable or ASSIGNMENT_NONE)
 
-    size = len(left) if seen.spec.strategy.type == "Full" else arithmetic.rolling_size(seen.spec, run.nodes)
+    size = len(left)
+    if seen.spec.strategy.type != "Full":
+        size = max(1, arithmetic.rolling_size(seen.spec, run.nodes) - count_between_elsewhere(work))
     create_batch(work, left[:size], step=0, to=back)
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from outrider.api.names import ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS, ROLE_REVISION
 from outrider.api.rollout import BatchNode, NodeResult, RunRecord, RunStatus
-from outrider.core.moves import next_assignment
+from outrider.core.moves import is_leaving, next_assignment
 from outrider.core.plan import Action, Assign, CreateBatch, Event
 from outrider.core.scheduling import why_not_scheduled
 from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
@@ -131,6 +131,17 @@ def revision_to_return_to(work: Work, node: Node) -> str:
     if assignment is not None and assignment in work.seen.revisions and assignment not in bad_revisions(work):
         return assignment
     return work.stable or ASSIGNMENT_NONE
+
+
+def count_between_elsewhere(work: Work) -> int:
+    """Return how many nodes are on their way, but not as part of the present run: they are without an agent as well.
+
+    Dead ones do not count: nobody knows when they arrive, and they run nothing anyway.
+    """
+    ours = {entry.name for _, entry, _ in work.entries()}
+    return sum(
+        node.ready and name not in ours and is_leaving(work.assignment(node)) for name, node in work.seen.nodes.items()
+    )
 
 
 def same_node(work: Work, entry: BatchNode) -> Node | None:
