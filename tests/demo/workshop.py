@@ -113,7 +113,7 @@ class Workshop:
             artifacts.append(
                 f"- platform: {{os: linux, arch: {architecture}}}\n"
                 "  fileName: node-agent\n"
-                f"  sha256: {hashlib.sha256((self.directory / file).read_bytes()).hexdigest()}\n"
+                f'  sha256: "{hashlib.sha256((self.directory / file).read_bytes()).hexdigest()}"\n'
                 f"  source: {{http: {{url: {self._base_url}/{file}}}}}\n"
                 f"  signature: {{inline: {base64.b64encode(signature.read_bytes()).decode()}}}"
             )
