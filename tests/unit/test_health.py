@@ -52,6 +52,12 @@ READY = pod(ready_since=ago(60))
         pytest.param([pod()], "Starting", "NotReady", id="a pod that is not Ready"),
         pytest.param([pod(fetching=True)], "Downloading", "Fetching", id="the fetch container is at work"),
         pytest.param([pod(trouble="ErrImagePull")], "Starting", "ErrImagePull", id="a first failed pull may be chance"),
+        pytest.param(
+            [pod(trouble="CrashLoopBackOff", restarts=1)],
+            "Starting",
+            "CrashLoopBackOff",
+            id="it crashes, but the restart that comes next is forgiven",
+        ),
         pytest.param([pod(restarts=2)], "Starting", "NotReady", id="forgiven restarts, not Ready yet"),
         # failed
         pytest.param([pod(restarts=3)], "Failed", "TooManyRestarts", id="one restart too many"),
