@@ -175,7 +175,7 @@ class Bench:
 
                 fleet.events.clear()
                 cpu, passes, counts = operator.cpu_seconds, operator.passes, read_counts(self.cluster)
-                strategy: Object = {"type": "Rolling", "rolling": {"batchSize": self.batch_size}}
+                strategy: Object = {"type": "Rolling", "full": None, "rolling": {"batchSize": self.batch_size}}
                 begun = time.monotonic()
                 self.client.merge(rollout, {"spec": {"version": NEW, "strategy": strategy}})
                 finished = fleet.await_ready(self.nodes, NEW)
