@@ -343,18 +343,18 @@ class Given:
         for version in versions:
             Then(self._story).the_version_is(version, "Published")
 
-    def a_fleet(self, size: int, running: str | None = None, **spec: Any) -> list[str]:
+    def a_fleet(self, size: int, running: str | None = None, setup: Object | None = None, **spec: Any) -> list[str]:
         """Nodes, and on each the agent in this version, if one is named; from here on everything is recorded.
 
-        `spec` is the Rollout's; its strategy is for what comes next: the fleet is set up all at once.
+        `spec` is the Rollout's; its strategy is for what comes next. The set-up is all at once, or as `setup` says.
         """
         story = self._story
         nodes = story.add_nodes(size)
         if running is not None:
             if f"{COMPONENT}-{running}" not in {v["metadata"]["name"] for v in story.client.items(story.versions)}:
                 self.published_versions(running)
-            story.apply_rollout(running, **{**spec, "strategy": full()})
-            Then(story).the_rollout_is("Completed")
+            story.apply_rollout(running, **{**spec, "strategy": setup or full()})
+            Then(story).the_rollout_is("Completed", seconds=max(PATIENCE, size))
             if "strategy" in spec:
                 story.change_rollout(strategy=spec["strategy"])
                 Then(story).the_rollout_is("Completed")

@@ -182,8 +182,8 @@ REFUSALS = {
     ),
     "a file larger than it said": Refusal(
         answering(body=content_of("1.0.0") + b"more", declared=len(content_of("1.0.0")) - 1),
-        "DigestMismatch",
-        ("sha256",),
+        "SourceTooLarge",
+        ("announced", "sends more", "correct the Content-Length"),
     ),
     "a file that announces more than is allowed": Refusal(
         answering(body=b"x", declared=10**9), "SourceTooLarge", ("1000000000 bytes", "8388608")

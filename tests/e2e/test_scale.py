@@ -6,7 +6,7 @@ import time
 import pytest
 
 from e2e.conftest import Notes
-from e2e.story import NODES, POOL, Given, Story, Then, When, canary, step
+from e2e.story import NODES, POOL, Given, Story, Then, When, canary, rolling, step
 from e2e.watching import condition
 
 SIZE = 1000
@@ -51,9 +51,9 @@ def test_a_thousand_nodes_go_through_canary_and_batches_and_stop_where_the_canar
 
     patience = {"timeoutSeconds": 120, "minReadySeconds": 0}
     given.published_versions("1.0.0", "1.1.0", "1.2.0")
-    given.a_fleet(SIZE, running="1.0.0", health=patience)
+    given.a_fleet(SIZE, running="1.0.0", setup=rolling(BATCH), health=patience)
     old = story.revision("1.0.0")
-    lap("nodes added, 1.0.0 installed on all at once")
+    lap("nodes added, 1.0.0 installed in batches")
 
     # A canary step with a tolerance of its own, and batches: the bad nodes go back, the rest moves.
     bad = spread(in_order_of_run(story, 2))
