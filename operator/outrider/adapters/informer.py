@@ -116,11 +116,12 @@ class Informer(Store[T]):
         while True:
             try:
                 version = await self.resync()
-                failures = 0
                 while True:
                     version = await self._watch(version)
+                    failures = 0  # only now: lists may succeed while every watch is refused
             except Gone:
                 logger.info("The watch of %s is too old, listing again", self._resource.plural)
+                await asyncio.sleep(random.uniform(0, _BACKOFF_FIRST))  # noqa: S311
             except OutriderError as error:
                 failures += 1
                 delay = min(_BACKOFF_MAX, _BACKOFF_FIRST * 2**failures) * random.uniform(0.5, 1)  # noqa: S311

@@ -124,6 +124,9 @@ def _judge(
     findings: list[Finding] = []
 
     def conclude(phase: str, ready: bool, reason: str, message: str, *, stalled: bool, busy: bool) -> str:
+        if busy and seen.spec.paused and not seen.deleting:
+            findings.append(Finding("Paused", "True", "PausedBySpec", "spec.paused is true: no new node is moved"))
+            phase, reason, busy = "Paused", "PausedBySpec", False
         findings.append(Finding("Ready", "True" if ready else "False", reason, message))
         if busy:
             findings.append(Finding("Reconciling", "True", reason, message))
@@ -167,11 +170,7 @@ def _judge(
         )
     elif run is None or run.revision != seen.wanted or run.state == "Running":
         message = progress + (f"; {gate}" if gate else "")
-        if seen.spec.paused:
-            findings.append(Finding("Paused", "True", "PausedBySpec", "spec.paused is true: no new node is moved"))
-            phase = conclude("Paused", False, "PausedBySpec", f"{progress}; paused", stalled=False, busy=False)
-        else:
-            phase = conclude("Progressing", False, "Progressing", message, stalled=False, busy=True)
+        phase = conclude("Progressing", False, "Progressing", message, stalled=False, busy=True)
     elif run.state == "Failed":
         message = (
             f"run {run.id}: no node could be moved to {run.version}. Change spec.version or spec.template to go on"
