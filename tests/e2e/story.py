@@ -263,8 +263,8 @@ class Story:
         """Give back what the test took."""
         if self.history is not None:
             self.history.stop()
-        if self._faults:
-            self.local.heal()
+        for fault in self._faults:
+            fault.remove()
         self.files.start()
         self.local.start_registry()
         for rollout in self.client.items(self.rollouts):
