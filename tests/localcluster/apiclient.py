@@ -55,7 +55,7 @@ class ApiClient:
         headers = {"Content-Type": content_type} if payload is not None else {}
         try:
             status, text = self._exchange(method, path, payload, headers)
-        except (http.client.HTTPException, ConnectionError):
+        except (http.client.HTTPException, ConnectionError, ssl.SSLError):
             # A kept-alive connection that the server closed meanwhile shows only on use.
             _close_all(self._idle)
             self._idle.clear()
