@@ -149,7 +149,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Fleet], str, set[str], list[str]]] = {
         {"Degraded"},
         ["9 of 10", "1 failed within the tolerance"],
     ),
-    "completed without a node that is away": (with_a_node_away, "Completed", set(), ["9 of 10", "1 were left out"]),
+    "completed without a node that is away": (with_a_node_away, "Completed", set(), ["9 of 10", "left out: 1"]),
     "paused": (paused, "Paused", {"Paused"}, ["of 10 nodes run 1.1.0; paused"]),
     "rolling back": (rolling_back, "RollingBack", {"Reconciling", "Progressing"}, ["run 2 to 1.1.0 failed"]),
     "rolled back": (

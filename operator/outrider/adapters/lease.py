@@ -30,6 +30,10 @@ class LeaseElector:
         self._namespace, self._name, self._identity = namespace, name, identity
         self._lease_seconds = lease_seconds
         self._retry_seconds = lease_seconds / 5
+        # While it is held, one attempt may take longer, and the next follows soon: a slow API server is no lost Lease.
+        self._patience = lease_seconds / 3
+        self._soon = lease_seconds / 40
+        self._held: Json | None = None
         self._renew_deadline = lease_seconds * 2 / 3
         self._seen: tuple[str, float] = ("", 0.0)  # (record, monotonic time when it was seen first)
         self._renewed = 0.0
@@ -51,7 +55,7 @@ class LeaseElector:
                 async with asyncio.timeout(left):
                     await asyncio.sleep(self._retry_seconds)
                     while not await self._attempt():  # noqa: ASYNC110 - nothing can signal it
-                        await asyncio.sleep(self._retry_seconds)
+                        await asyncio.sleep(self._soon)
         except TimeoutError:
             logger.error("The Lease %s/%s could not be renewed in time", self._namespace, self._name)
         except _LostError as error:
@@ -75,13 +79,28 @@ class LeaseElector:
     async def _attempt(self) -> bool:
         """Try once to take or renew the Lease; a request that hangs counts as failed."""
         try:
-            async with asyncio.timeout(self._retry_seconds):
-                return await self._take_or_renew()
+            async with asyncio.timeout(self._patience if self.is_leader else self._retry_seconds):
+                return await self._renew_as_held() or await self._take_or_renew()
         except (TimeoutError, Conflict):
             return False
         except OutriderError as error:
             logger.warning("The Lease could not be renewed: %s", error.message)
             return False
+
+    async def _renew_as_held(self) -> bool:
+        """Renew by one request, with the Lease as it was written last; False if it is not as it was."""
+        if not self.is_leader or self._held is None:
+            return False
+        asked, held, self._held = time.monotonic(), self._held, None
+        held["spec"] = self._spec(int(held["spec"].get("leaseTransitions") or 0), held["spec"])
+        try:
+            self._held = await self._cluster.replace(LEASES, self._namespace, self._name, held)
+        except OutriderError as error:
+            if isinstance(error, Conflict) or error.reason == "NotFound":
+                return False
+            raise
+        self._renewed = asked
+        return True
 
     async def _take_or_renew(self) -> bool:
         asked = time.monotonic()
@@ -105,7 +124,7 @@ class LeaseElector:
                 return False
         transitions = int(spec.get("leaseTransitions") or 0) + (holder != self._identity)
         lease["spec"] = self._spec(transitions, spec if holder == self._identity else None)
-        await self._cluster.replace(LEASES, self._namespace, self._name, lease)
+        self._held = await self._cluster.replace(LEASES, self._namespace, self._name, lease)
         self._renewed = asked
         return True
 

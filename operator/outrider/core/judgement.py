@@ -1,5 +1,6 @@
 """What has become of the nodes that a run touched, and when that is too much."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from outrider.api.names import ASSIGNMENT_NONE
@@ -26,15 +27,16 @@ def judge_nodes(work: Work) -> None:
             results[entry.name] = after
 
 
-def tell_end_of_batch(work: Work, batch: Batch) -> None:
-    """Add the event that says how a batch ended."""
-    states = [result.state for result in work.results[batch.name].values()]
+def tell_end_of_batch(work: Work, pages: Sequence[Batch]) -> None:
+    """Add the event that says how a batch ended, all its pages together."""
+    spec = pages[0].spec
+    states = [result.state for page in pages for result in work.results[page.name].values()]
     failed = sum(state in FAILED for state in states)
-    name = f"canary step {batch.spec.step}" if batch.spec.step else f"batch {batch.spec.batch}"
+    name = f"canary step {spec.step}" if spec.step else f"batch {spec.batch}"
     work.say(
         "Warning" if failed else "Normal",
         "BatchFinished",
-        f"Run {batch.spec.run}, {name}: {states.count('Succeeded')} of {len(states)} nodes healthy, {failed} failed, "
+        f"Run {spec.run}, {name}: {states.count('Succeeded')} of {len(states)} nodes healthy, {failed} failed, "
         f"{states.count('Skipped')} left out",
     )
 

@@ -220,14 +220,19 @@ def close_batches(work: Work) -> None:
     """Has every node of a batch its result? Then the batch is finished; a node that fell ill opens it again."""
     if not work.is_active:
         return
+    ended: set[int] = set()
     for batch in work.run_batches():
         done = all(result.state in RESULTS for result in work.results[batch.name].values())
         if done and work.finished[batch.name] is None:
             work.finished[batch.name] = work.seen.now
             work.urgent_batches.add(batch.name)
-            tell_end_of_batch(work, batch)
+            ended.add(batch.spec.batch)
         elif not done:
             work.finished[batch.name] = None
+    for number in sorted(ended):
+        pages = [batch for batch in work.run_batches() if batch.spec.batch == number]
+        if all(work.finished[page.name] is not None for page in pages):
+            tell_end_of_batch(work, pages)
 
 
 def move_open_batches(work: Work) -> None:

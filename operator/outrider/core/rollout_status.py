@@ -178,7 +178,7 @@ def _judge(
         phase = conclude("Stalled", False, "RunFailed", message, stalled=True, busy=False)
     else:
         note = f"; {run.failed} failed within the tolerance" if run.failed else ""
-        note += f"; {run.skipped} were left out" if run.skipped else ""
+        note += f"; left out: {run.skipped}" if run.skipped else ""
         phase = conclude("Completed", True, "RunCompleted", progress + note, stalled=False, busy=False)
     findings += _degradations(seen, run, results)
     return phase, findings
