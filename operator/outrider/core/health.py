@@ -62,10 +62,11 @@ def judge_pods(pods: Sequence[Pod], revision: str, health: Health, now: datetime
         return Verdict("Failed", "ArtifactRefused", pod.refusal)
     if pod.restarts > health.max_restarts:
         detail = f" ({pod.trouble})" if pod.trouble else ""
+        times = "once" if pod.restarts == 1 else f"{pod.restarts} times"
         return Verdict(
             "Failed",
             "TooManyRestarts",
-            f"pod {pod.name} restarted {pod.restarts} times{detail}, allowed are {health.max_restarts}",
+            f"pod {pod.name} restarted {times}{detail}, allowed are {health.max_restarts}",
         )
     hopeless = pod.trouble != "CrashLoopBackOff" or pod.restarts >= health.max_restarts
     if pod.trouble in CANNOT_START and hopeless:
