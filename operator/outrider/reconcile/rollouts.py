@@ -41,11 +41,11 @@ from outrider.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_RECORD_SECONDS = 2.0
+_RECORD_SECONDS = 3.0
 _RECORDS_PER_SECOND = 2.0
 """Records that can be derived again from the cluster are written together, at most so often and at most so many: one of
 100 nodes costs the API server 20 ms."""
-_STATUS_SECONDS = 1.0
+_STATUS_SECONDS = 2.0
 """Likewise a Rollout's counts."""
 _REFUSED_SECONDS = 2.0
 """After so long a node whose patch was refused is tried again."""
