@@ -211,8 +211,7 @@ class RolloutReconciler:
     def _older_rollouts(self, body: Json, component: str) -> list[Claim]:
         """Return the Rollouts of the same component that come before this one: theirs is what both want."""
         metadata = body["metadata"]
-        own = (metadata["creationTimestamp"], metadata["uid"])
-        claims = [
+        return [
             Claim(
                 other["metadata"]["name"],
                 other["metadata"]["uid"],
@@ -220,9 +219,10 @@ class RolloutReconciler:
                 Target.model_validate(other["spec"]["target"]),
             )
             for other in self._caches.rollouts.values()
-            if other["metadata"]["namespace"] == metadata["namespace"] and other["spec"]["component"] == component
+            if other["metadata"]["namespace"] == metadata["namespace"]
+            and other["spec"]["component"] == component
+            and _seniority(other) < _seniority(body)
         ]
-        return [claim for claim in claims if (claim.created, claim.uid) < own]
 
     def _version_facts(self, namespace: str, spec: RolloutSpec) -> VersionFacts | None:
         body = self._caches.versions.get(namespace, f"{spec.component}-{spec.version}")
@@ -248,10 +248,15 @@ class RolloutReconciler:
 
     async def _execute(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
         await self._prepare(seen, plan, memory)
-        await self._write_records(seen, plan, memory)
-        await self._write_status(body, seen, plan, memory)
+        await self._store(seen, plan, memory)
+        if plan.urgent_status or plan.events:
+            await self._write_status(body, seen, plan, memory)
+        for event in plan.events:
+            self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
         memory.refused = 0
-        await _all(self._assign(seen.assignment_key, move, memory) for move in plan.moves)
+        # What is only to be told waits for no move, and no move waits for it.
+        moves = [self._assign(seen.assignment_key, move, memory) for move in plan.moves]
+        await _all([*moves, self._tell(body, seen, plan, memory)])
         await self._clean_up(seen, plan)
         self._report_metrics(seen, plan)
         if not seen.deleting and seen.revisions:
@@ -270,31 +275,34 @@ class RolloutReconciler:
                 case _:
                     pass
 
-    async def _write_records(self, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
+    async def _store(self, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
+        """Store what the moves of this plan, and of later ones, build on."""
         for action in plan.actions:
             if isinstance(action, actions.WriteBatch):
                 memory.pending_records[action.name] = action.status
                 if action.urgent:
                     memory.urgent_records.add(action.name)
-        moment = asyncio.get_running_loop().time()
-        written = set(memory.urgent_records)
-        if moment >= memory.records_due():
-            memory.records_written = moment
-            written = set(memory.pending_records)
-        # An urgent one stays urgent until it is stored: what follows in this plan, and in later ones, builds on it.
-        await _all(self._write_record(seen, name, memory) for name in sorted(written))
+        # One stays urgent until it is stored.
+        await _all(self._write_record(seen, name, memory) for name in sorted(memory.urgent_records))
         await _all(
             self._create_batch(seen, action.name, action.spec)
             for action in plan.actions
             if isinstance(action, actions.CreateBatch)
         )
 
+    async def _tell(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
+        """Write what can be found out again, now and then."""
+        moment = asyncio.get_running_loop().time()
+        if memory.pending_records and moment >= memory.records_due():
+            memory.records_written = moment
+            await _all(self._write_record(seen, name, memory) for name in sorted(memory.pending_records))
+        if moment - memory.status_written >= _STATUS_SECONDS:
+            await self._write_status(body, seen, plan, memory)
+
     async def _write_status(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
         status = plan.status.to_api()
-        moment = asyncio.get_running_loop().time()
-        due = moment - memory.status_written >= _STATUS_SECONDS
-        if status != self._written_status(body) and (plan.urgent_status or plan.events or due):
-            memory.status_written = moment
+        if status != self._written_status(body):
+            memory.status_written = asyncio.get_running_loop().time()
             answer = await self._cluster.apply(
                 ROLLOUTS,
                 {"metadata": {"namespace": seen.namespace, "name": seen.name}, "status": status},
@@ -302,8 +310,6 @@ class RolloutReconciler:
                 subresource="status",
             )
             self._caches.rollouts.put(answer)
-        for event in plan.events:
-            self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
 
     def _written_status(self, body: Json) -> Json:
         """Return the part of the stored status that is ours: others may add conditions of their own."""
@@ -515,6 +521,8 @@ class RolloutReconciler:
         waits: list[float] = []
         if plan.wake_at is not None:
             waits.append(max(0.0, (plan.wake_at - seen.now).total_seconds()))
+        if any(isinstance(action, actions.CreateBatch) for action in plan.actions):
+            waits.append(0.0)  # its nodes may leave now
         if memory.pending_records:
             waits.append(max(0.0, memory.records_due() - moment))
         stored = self._caches.rollouts.get(seen.namespace, seen.name)
@@ -538,6 +546,12 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
             logger.info("Also: %s", error.message)
     if errors:
         raise errors[0]
+
+
+def _seniority(body: Json) -> tuple[str, bool, str]:
+    """Return what decides whose nodes are whose: the older one's. Of two from the same second, his who began first."""
+    begun = bool((body.get("status") or {}).get("run"))
+    return body["metadata"]["creationTimestamp"], not begun, body["metadata"]["uid"]
 
 
 def _is_ours(node: Node, key: str, revisions: Mapping[str, str]) -> bool:
