@@ -32,6 +32,8 @@ from outrider.core import version as planning
 from outrider.core.version import Done, Failure, Running, VersionSnapshot
 from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
+from outrider.trust.detached import decode_signature
+from outrider.trust.evidence import Evidence
 from outrider.trust.verify import verify_artifact
 
 logger = logging.getLogger(__name__)
@@ -333,9 +335,12 @@ class VersionReconciler:
         proof = verify_artifact(
             component=spec.component,
             namespace=namespace,
+            version=spec.version,
+            platform=str(artifact.platform),
+            size=found.size,
             expected_sha256=artifact.sha256,
             actual_sha256=found.sha256,
-            signature=found.facts.signature,
+            evidence=[Evidence("Detached", decode_signature(found.facts.signature))],
             keys=self._trust.keys,
             trust_namespace=self._settings.namespace,
         )
