@@ -279,7 +279,11 @@ class VersionReconciler:
                         registry, repository, source, artifact.sha256, field=f"spec.artifacts[{platform}].sha256"
                     )
             facts = ingest.ArtifactFacts(
-                spec.component, spec.version, platform, artifact.file_name, artifact.signature.inline
+                spec.component,
+                spec.version,
+                platform,
+                artifact.file_name or "",
+                (artifact.signature and artifact.signature.inline) or "",
             )
             manifest = ingest.store_artifact_manifest(registry, repository, blob, facts)
             return StoredArtifact(
@@ -319,7 +323,7 @@ class VersionReconciler:
             # Somebody swept it up: an entry that is no entry's makes the planner store it again.
             return stored.model_copy(update={"spec_hash": "missing"})
         said = (found.facts.component, found.facts.version, found.facts.platform, found.facts.file_name)
-        meant = (spec.component, spec.version, str(artifact.platform), artifact.file_name)
+        meant = (spec.component, spec.version, str(artifact.platform), artifact.file_name or "")
         if said != meant:
             raise Stalling(
                 "ManifestInvalid",
