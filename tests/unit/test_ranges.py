@@ -310,4 +310,6 @@ ALL = [
 @given(text=ranges(OPEN | RELEASES | st.builds("{}-{}".format, RELEASES, st.sampled_from(["0", "a", "a.0", "rc.1"]))))
 def test_a_range_is_empty_exactly_if_nothing_is_in_it(text: str) -> None:
     found = parse_range(text)
-    assert found.is_empty is not any(found.contains(version) for version in ALL)
+    inside = [version for version in ALL if found.contains(version)]
+    assert found.is_empty is (not inside)
+    assert found.has_release is any("-" not in version for version in inside)

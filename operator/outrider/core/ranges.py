@@ -90,12 +90,20 @@ class Range:
     @property
     def is_empty(self) -> bool:
         """Whether no version at all can be in the range, as in `>2 <1`."""
-        # The lowest version of a set is 0.0.0, or what a comparator names, or the next after that.
-        return not any(
-            _satisfies(version, comparators)
-            for comparators in self.alternatives
-            for version in (Version((0, 0, 0)), *_lowest_candidates(comparators))
-        )
+        return not any(True for _ in self._lowest())
+
+    @property
+    def has_release(self) -> bool:
+        """Whether a version that is no pre-release can be in the range."""
+        return any(version.is_release for version in self._lowest())
+
+    def _lowest(self) -> Iterator[Version]:
+        """Yield versions of the range; of each alternative the lowest release and the lowest pre-release if any."""
+        # They are 0.0.0, what a comparator names, or what comes next after that.
+        for comparators in self.alternatives:
+            for version in (Version((0, 0, 0)), *_candidates(comparators)):
+                if _satisfies(version, comparators):
+                    yield version
 
 
 def parse_version(text: str) -> Version:
@@ -219,7 +227,7 @@ def _satisfies(version: Version, comparators: tuple[Comparator, ...]) -> bool:
     )
 
 
-def _lowest_candidates(comparators: tuple[Comparator, ...]) -> Iterator[Version]:
+def _candidates(comparators: tuple[Comparator, ...]) -> Iterator[Version]:
     for comparator in comparators:
         named = comparator.version
         yield named
