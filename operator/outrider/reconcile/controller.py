@@ -23,6 +23,7 @@ from outrider.adapters.metrics import PASS_SECONDS, PASSES
 from outrider.api import names
 from outrider.api.errors import OutriderError
 from outrider.core.snapshot import Node
+from outrider.reconcile.catalogue import Catalogue
 from outrider.reconcile.projections import (
     AgentDaemonSet,
     AgentPod,
@@ -34,6 +35,7 @@ from outrider.reconcile.projections import (
 )
 from outrider.reconcile.queue import WorkQueue
 from outrider.reconcile.rollouts import Caches, RolloutReconciler
+from outrider.reconcile.testjobs import TestJobs
 from outrider.reconcile.trust import TrustStore
 from outrider.reconcile.versions import VersionReconciler
 from outrider.settings import Settings
@@ -81,6 +83,8 @@ class Controller:
             daemonsets=Informer(cluster, DAEMON_SETS, project_daemonset, self._daemonset_changed, labelSelector=ours),
             batches=Informer(cluster, ROLLOUT_BATCHES, project_batch, self._batch_changed, labelSelector=ours),
         )
+        self.catalogue = Catalogue()
+        self.jobs = TestJobs(cluster, self._job_changed)
         self.trust = TrustStore(cluster, settings, self._trust_changed)
         self._version_queue = WorkQueue(
             "ComponentVersion", self._timed("ComponentVersion", self._one_version), settings.retry
@@ -89,12 +93,21 @@ class Controller:
         hasty = replace(settings.retry, maximum=min(settings.retry.maximum, _ROLLOUT_RETRY_SECONDS))
         self._rollout_queue = WorkQueue("Rollout", self._timed("Rollout", self._one_rollout), hasty)
         self._version_reconciler = VersionReconciler(
-            cluster, self.versions, self.trust, self.recorder, settings, self._version_queue.add
+            cluster,
+            self.versions,
+            self.catalogue,
+            self.trust,
+            self.jobs,
+            self._usage_of,
+            self.recorder,
+            settings,
+            self._version_queue.add,
         )
         self._rollout_reconciler = RolloutReconciler(cluster, caches, self.trust, self.recorder, settings)
         self._informers = (caches.nodes, caches.pods, caches.daemonsets, caches.batches)
         self._synced = [informer.synced for informer in self._informers]
-        self._synced += [self.trust.informer.synced, self.versions.synced, self.rollouts.synced]
+        self._synced += [self.trust.informer.synced, self.jobs.informer.synced]
+        self._synced += [self.versions.synced, self.rollouts.synced]
         self.alive_at = time.monotonic()
         self.begun = asyncio.Event()
 
@@ -104,6 +117,7 @@ class Controller:
             for informer in self._informers:
                 group.create_task(informer.run())
             group.create_task(self.trust.informer.run())
+            group.create_task(self.jobs.informer.run())
             group.create_task(self.recorder.run())
             group.create_task(self._resync())
             group.create_task(self._beat())
@@ -177,11 +191,16 @@ class Controller:
             return
         self._version_queue.add(_key(body))
         namespace, component = body["metadata"]["namespace"], body["spec"]["component"]
-        if _published(before) != _published(after):
+        if self.catalogue.note(before, after):
+            # Another is the latest now, and what others require may have come or gone.
+            lost = _is_latest(before) and not _is_latest(after)
             for other in self.versions.values():
-                if (other["metadata"]["namespace"], other["spec"]["component"]) == (namespace, component):
+                if _is_concerned(other, namespace, component, lost_latest=lost):
                     self._version_queue.add(_key(other))
         self._wake_rollouts(namespace, component)
+
+    def _job_changed(self, namespace: str, version: str) -> None:
+        self._version_queue.add(f"{namespace}/{version}")
 
     def _wake_rollouts(self, namespace: str, component: str) -> None:
         for rollout in self.rollouts.values():
@@ -225,5 +244,16 @@ class Controller:
             self._rollout_queue.add(_key(rollout))
 
 
-def _published(body: Json | None) -> bool:
-    return bool(body and (body.get("status") or {}).get("publishedAt"))
+def _is_latest(body: Json | None) -> bool:
+    return bool(body and (body.get("status") or {}).get("latest"))
+
+
+def _is_concerned(other: Json, namespace: str, component: str, *, lost_latest: bool) -> bool:
+    """Say whether a version has to look again because what is published of a component has changed."""
+    if other["metadata"]["namespace"] != namespace:
+        return False
+    published = bool((other.get("status") or {}).get("publishedAt"))
+    if other["spec"]["component"] == component:
+        return published and (lost_latest or _is_latest(other))
+    required = (other["spec"].get("compatibility") or {}).get("requires") or []
+    return not published and any(rule["component"] == component for rule in required)
