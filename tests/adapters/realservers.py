@@ -351,6 +351,59 @@ class FlakyProxy:
                 continue
 
 
+class ConnectProxy:
+    """A proxy as companies have one: CONNECT for https, absolute URLs for http, and names that only it can resolve."""
+
+    def __init__(self, credentials: str = "") -> None:
+        self.asked: list[str] = []
+        """The first line of every request."""
+        self.names: dict[str, str] = {}
+        """Where hosts are."""
+        self._credentials = credentials
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://{credentials}{'@' if credentials else ''}127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def stop(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with near:
+            head = b""
+            while b"\r\n\r\n" not in head and (data := near.recv(65536)):
+                head += data
+            line, _, fields = head.partition(b"\r\n")
+            method, target, _ = line.decode().split(" ")
+            self.asked.append(f"{method} {target}")
+            wanted = "Proxy-Authorization: Basic " + base64.b64encode(self._credentials.encode()).decode()
+            if self._credentials and wanted.encode() not in fields:
+                near.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                return
+            parts = urllib.parse.urlsplit(target if "//" in target else f"//{target}")
+            host = self.names.get(parts.hostname or "", "")
+            if not host:
+                near.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+                return
+            with socket.create_connection((host, parts.port or 80)) as far:
+                if method == "CONNECT":
+                    near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                else:
+                    far.sendall(f"{method} {parts.path} HTTP/1.1\r\n".encode() + fields)
+                back = threading.Thread(target=FlakyProxy._pump, args=(far, near, None), daemon=True)
+                back.start()
+                FlakyProxy._pump(near, far, None)
+                back.join()
+
+
 @contextmanager
 def running_registry(
     folder: Path, auth: dict[str, Any] | None = None, *, deletable: bool = True, tls: dict[str, str] | None = None

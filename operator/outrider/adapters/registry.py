@@ -29,6 +29,7 @@ from outrider.adapters.transport import (
     AddressPolicy,
     PlainSession,
     explain,
+    origin,
     read_at_most,
     read_pieces,
     retry_after,
@@ -987,7 +988,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
 
     def is_own(self, url: str) -> bool:
         """Say whether a URL lies at the registry's own origin."""
-        return _origin(url) == _origin(f"{self.prefix}://{self._host}")
+        return origin(url) == origin(f"{self.prefix}://{self._host}")
 
     def _authenticate(self, response: requests.Response, repository: str) -> bool:
         """Get what a challenge asks for; False if there is nothing (more) to try.
@@ -1064,8 +1065,3 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
         if self.settings.username is None or self.settings.password is None:
             return ""
         return "Basic " + str(oras.auth.utils.get_basic_auth(self.settings.username, self.settings.password))
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urllib.parse.urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
