@@ -48,6 +48,8 @@ class OperatorProcess:
             "KUBERNETES_SERVICE_PORT": str(address.port),
             "OUTRIDER_REGISTRY": cluster.registry,
             "OUTRIDER_REGISTRY_PLAIN_HTTP": "true",
+            # The files are served on this machine, where no source may be otherwise.
+            "OUTRIDER_ALLOWED_SOURCE_ADDRESSES": "127.0.0.0/8",
             "OUTRIDER_LISTEN_HOST": "127.0.0.1",
             "OUTRIDER_LISTEN_PORT": str(self._port),
             "OUTRIDER_POD_NAME": "outrider-bench",

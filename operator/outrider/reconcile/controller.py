@@ -90,7 +90,7 @@ class Controller:
         self.catalogue = Catalogue()
         self._usages: dict[tuple[str, str], tuple[float, dict[str, Usage]]] = {}
         self.jobs = TestJobs(cluster, self._job_changed)
-        self.trust = TrustStore(cluster, settings, self._trust_changed)
+        self.trust = TrustStore(cluster, settings, self.recorder, self._trust_changed)
         self._version_queue = WorkQueue(
             "ComponentVersion", self._timed("ComponentVersion", self._one_version), settings.retry
         )
