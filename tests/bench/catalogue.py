@@ -144,8 +144,7 @@ def measure(bench: Bench) -> int:
     results = [
         (
             full - empty <= wanted,
-            f"start until all {bench.count} were looked at: {full:.1f} s, {full / empty:.2f} x a start without any "
-            f"({empty:.1f} s); at most {wanted:.0f} s more",
+            f"start until all were looked at: {full:.1f} s, without any {empty:.1f} s; at most {wanted:.0f} s more",
         ),
         (downloads == 0 and steps == 0, f"downloads meanwhile: {downloads}, steps taken: {steps}; none wanted"),
         (idle <= MAX_IDLE, f"idle: {idle:.2%} of a core; at most {MAX_IDLE:.0%}"),
