@@ -4,10 +4,12 @@ import base64
 import hashlib
 import http.client
 import http.server
+import ipaddress
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -23,11 +25,18 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from localcluster import toolchain
 from outrider.adapters.registry import OciRegistry, RegistrySettings
+from outrider.adapters.sources import SourceLimits
+from outrider.adapters.transport import AddressPolicy
 
 USERNAME = "outrider"
 PASSWORD = "open sesame"
 BCRYPT = "$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW"
 """Of PASSWORD, as htpasswd -B makes it."""
+
+
+ON_LOOPBACK = AddressPolicy((ipaddress.ip_network("127.0.0.0/8"),))
+"""All that is real here runs on loopback, which is refused otherwise."""
+LIMITS = SourceLimits(guard=ON_LOOPBACK)
 
 
 def free_port() -> int:
@@ -140,7 +149,7 @@ class RealHttpServer:
     `requests` holds what was asked of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.handlers: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.closing = threading.Event()
@@ -173,9 +182,16 @@ class RealHttpServer:
             def handle_error(self, *args: object) -> None:
                 """Say nothing: clients that go away are part of the tests."""
 
+            def get_request(self) -> tuple[socket.socket, Any]:
+                connection, address = super().get_request()
+                if tls is not None:
+                    # The handshake happens with the first read, in the connection's own thread.
+                    connection = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                return connection, address
+
         self._server = Server(("127.0.0.1", 0), Handler)
         self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
@@ -189,6 +205,8 @@ class RealHttpServer:
         """Answer `path` with a body and headers (`_` stands for `-`), and return its URL."""
 
         def handler(request: http.server.BaseHTTPRequestHandler) -> None:
+            # What is not read now would be taken for the next request.
+            request.rfile.read(int(request.headers.get("Content-Length", 0)))
             request.send_response(status)
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             for name, value in {"Content-Length": str(len(body)), **named}.items():

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.realservers import RealHttpServer, RealRegistry, sha256_of
+from adapters.realservers import LIMITS, RealHttpServer, RealRegistry, sha256_of
 from adapters.signing import MakeSigner
 from outrider.adapters.ingest import (
     ArtifactFacts,
@@ -33,7 +33,9 @@ from outrider.adapters.ingest import (
 from outrider.adapters.registry import Descriptor, ManifestDocument, OciRegistry
 from outrider.adapters.sources import from_bytes, open_http
 from outrider.api.errors import OutriderError, Stalling, Transient
+from outrider.trust.detached import decode_signature
 from outrider.trust.digest import digest_of
+from outrider.trust.evidence import Evidence
 from outrider.trust.keys import parse_public_key
 from outrider.trust.verify import verify_artifact
 
@@ -46,7 +48,7 @@ def test_a_file_goes_from_a_url_into_the_registry_and_is_verified_from_there(
     client: OciRegistry, repository: str, web: RealHttpServer, make_signer: MakeSigner
 ) -> None:
     signer = make_signer()
-    with open_http(web.serve("/agent", FILE)) as source:
+    with open_http(web.serve("/agent", FILE), limits=LIMITS) as source:
         blob = ingest(client, repository, source, SHA256)
     assert blob == Descriptor("sha256:" + SHA256, len(FILE))
     facts = ArtifactFacts("agent", "1.4.0", "linux/amd64", "node-agent", signer.sign(FILE))
@@ -57,9 +59,12 @@ def test_a_file_goes_from_a_url_into_the_registry_and_is_verified_from_there(
     proof = verify_artifact(
         component="agent",
         namespace="fleet",
+        version="1.4.0",
+        platform="linux/amd64",
+        size=stored.size,
         expected_sha256=SHA256,
         actual_sha256=stored.sha256,
-        signature=stored.facts.signature,
+        evidence=[Evidence("Detached", decode_signature(stored.facts.signature))],
         keys=[parse_public_key(signer.public.read_bytes(), "secret/release:release.pub")],
     )
     assert proof.key_origin == "secret/release:release.pub"
@@ -68,7 +73,7 @@ def test_a_file_goes_from_a_url_into_the_registry_and_is_verified_from_there(
 def test_what_is_stored_already_is_not_fetched_again(client: OciRegistry, repository: str, web: RealHttpServer) -> None:
     with from_bytes("x", FILE) as source:
         first = ingest(client, repository, source, SHA256)
-    with open_http(web.serve("/agent", FILE)) as source:
+    with open_http(web.serve("/agent", FILE), limits=LIMITS) as source:
         source.chunks = iter((b"not this",))
         assert ingest(client, repository, source, SHA256) == first
 
@@ -85,7 +90,7 @@ def test_another_hash_than_expected_stores_nothing_and_says_what_to_correct(
     registry: RealRegistry, web: RealHttpServer
 ) -> None:
     url = web.serve("/agent", FILE[:-1], Content_Type="text/html")
-    with registry.client() as client, open_http(url) as source, pytest.raises(Stalling) as caught:
+    with registry.client() as client, open_http(url, limits=LIMITS) as source, pytest.raises(Stalling) as caught:
         ingest(client, "fleet/agent", source, SHA256, field="spec.artifacts[1].sha256")
     assert caught.value.reason == "DigestMismatch"
     assert caught.value.message == (
@@ -107,12 +112,12 @@ def test_a_source_that_ends_early_stores_nothing(registry: RealRegistry, web: Re
 
     web.handlers["/agent"] = truncated
     with registry.client() as client:
-        with open_http(web.url + "/agent") as source, pytest.raises(Transient) as caught:
+        with open_http(web.url + "/agent", limits=LIMITS) as source, pytest.raises(Transient) as caught:
             ingest(client, "fleet/agent", source, SHA256)
         assert caught.value.reason == "SourceTruncated"
         assert registry.blobs() == []
         assert registry.upload_bytes() == 0
-        with open_http(web.serve("/agent", FILE)) as source:
+        with open_http(web.serve("/agent", FILE), limits=LIMITS) as source:
             assert ingest(client, "fleet/agent", source, SHA256).size == len(FILE)
 
 
@@ -133,12 +138,16 @@ def test_a_registry_killed_in_the_middle_shows_nothing_half_and_takes_the_file_a
         request.wfile.write(FILE[cut:])
 
     web.handlers["/agent"] = killing
-    with registry.client() as client, open_http(web.url + "/agent") as source, pytest.raises(Transient) as caught:
+    with (
+        registry.client() as client,
+        open_http(web.url + "/agent", limits=LIMITS) as source,
+        pytest.raises(Transient) as caught,
+    ):
         ingest(client, "fleet/agent", source, SHA256)
     assert caught.value.reason == "RegistryUnavailable"
     assert registry.blobs() == []
     registry.start()
-    with registry.client() as client, open_http(web.serve("/agent", FILE)) as source:
+    with registry.client() as client, open_http(web.serve("/agent", FILE), limits=LIMITS) as source:
         assert client.get_manifest("fleet/agent", "1.4.0") is None
         assert ingest(client, "fleet/agent", source, SHA256).size == len(FILE)
         assert sha256_of(registry.blob_file("sha256:" + SHA256).read_bytes()) == SHA256
@@ -158,7 +167,7 @@ def test_a_cancelled_ingest_stores_nothing(registry: RealRegistry, web: RealHttp
     web.handlers["/agent"] = slow
     with (
         registry.client() as client,
-        open_http(web.url + "/agent", cancelled=stop.is_set) as source,
+        open_http(web.url + "/agent", limits=LIMITS, cancelled=stop.is_set) as source,
         pytest.raises(Transient) as caught,
     ):
         ingest(client, "fleet/agent", source, SHA256)
@@ -334,17 +343,20 @@ def test_reading_back_something_else_is_invalid(client: OciRegistry, repository:
 
 MEASURE = """
 import re, sys
+from ipaddress import ip_network
 from pathlib import Path
 from outrider.adapters.ingest import ingest
 from outrider.adapters.registry import OciRegistry, RegistrySettings
-from outrider.adapters.sources import open_http
+from outrider.adapters.sources import SourceLimits, open_http
+from outrider.adapters.transport import AddressPolicy
 host, url, sha256 = sys.argv[1:]
+limits = SourceLimits(guard=AddressPolicy((ip_network("127.0.0.0/8"),)))
 def peak(): return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 with OciRegistry(RegistrySettings(host, plain_http=True)) as registry:
     registry.check()
     Path("/proc/self/clear_refs").write_text("5")
     before = peak()
-    with open_http(url) as source:
+    with open_http(url, limits=limits) as source:
         ingest(registry, "fleet/agent", source, sha256)
     print(peak() - before)
 """

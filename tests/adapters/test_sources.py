@@ -2,18 +2,23 @@
 
 import contextlib
 import http.server
+import socket
+import ssl
+import subprocess
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.realservers import RealHttpServer, free_port
+from adapters.realservers import LIMITS, ON_LOOPBACK, RealHttpServer, free_port
 from outrider.adapters.sources import SourceLimits, check_url, from_bytes, open_http, shown_url
-from outrider.adapters.transport import retry_after
+from outrider.adapters.transport import AddressPolicy, retry_after
 from outrider.api.errors import OutriderError, Stalling, Transient
 
 Request = http.server.BaseHTTPRequestHandler
@@ -21,7 +26,7 @@ Request = http.server.BaseHTTPRequestHandler
 
 def read(url: str, **limits: Any) -> bytes:
     content = bytearray()
-    with open_http(url, limits=SourceLimits(**limits)) as source:
+    with open_http(url, limits=SourceLimits(**{"guard": ON_LOOPBACK, **limits})) as source:
         for chunk in source.chunks:
             content += chunk
             assert len(content) < 100_000_000, "this should have been refused long ago"
@@ -39,9 +44,24 @@ def handle(web: RealHttpServer, path: str, handler: Callable[[Request], None]) -
     return web.url + path
 
 
+@pytest.fixture
+def tls(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """A web server behind TLS that is called files.test, and the file of who vouches for it."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    names = ["-subj", "/CN=files", "-addext", "subjectAltName=DNS:files.test", "-days", "2"]
+    subprocess.run([*command, *names, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = RealHttpServer(context)
+    server.serve("/file", b"content")
+    yield server.url + "/file", str(certificate)
+    server.stop()
+
+
 def test_a_file_is_read_and_its_size_known(web: RealHttpServer) -> None:
     body = bytes(range(256)) * 5000
-    with open_http(web.serve("/file", body) + "?token=abc") as source:
+    with open_http(web.serve("/file", body) + "?token=abc", limits=LIMITS) as source:
         assert source.declared_size == len(body)
         assert source.name == f"{web.url}/file?…"
         assert source.remark == ""
@@ -62,16 +82,16 @@ def test_a_file_without_a_promised_size(web: RealHttpServer) -> None:
             request.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
         request.wfile.write(b"0\r\n\r\n")
 
-    with open_http(handle(web, "/file", chunked)) as source:
+    with open_http(handle(web, "/file", chunked), limits=LIMITS) as source:
         assert source.declared_size is None
         assert b"".join(source.chunks) == b"one" + b"two" * 100_000
 
 
 def test_compressed_and_web_pages_are_stored_as_sent_with_a_remark(web: RealHttpServer) -> None:
-    with open_http(web.serve("/a", b"\x1f\x8b not really", Content_Encoding="gzip")) as source:
+    with open_http(web.serve("/a", b"\x1f\x8b not really", Content_Encoding="gzip"), limits=LIMITS) as source:
         assert "Content-Encoding" in source.remark
         assert b"".join(source.chunks) == b"\x1f\x8b not really"
-    with open_http(web.serve("/b", b"<html>", Content_Type="text/html; charset=utf-8")) as source:
+    with open_http(web.serve("/b", b"<html>", Content_Type="text/html; charset=utf-8"), limits=LIMITS) as source:
         assert "web page" in source.remark
 
 
@@ -273,7 +293,7 @@ def test_a_trickle_is_given_up_at_the_deadline(web: RealHttpServer) -> None:
 
 def test_reading_stops_soon_after_it_is_cancelled_even_in_a_trickle(web: RealHttpServer) -> None:
     started = time.monotonic()
-    source = open_http(trickle(web), cancelled=lambda: time.monotonic() - started > 0.3)
+    source = open_http(trickle(web), limits=LIMITS, cancelled=lambda: time.monotonic() - started > 0.3)
     with source, pytest.raises(Transient) as caught:
         list(source.chunks)
     assert caught.value.reason == "Cancelled"
@@ -296,7 +316,7 @@ def test_reading_holds_little(web: RealHttpServer) -> None:
     url = web.serve("/file", bytes(50_000_000))
     tracemalloc.start()
     try:
-        with open_http(url) as source:
+        with open_http(url, limits=LIMITS) as source:
             assert sum(map(len, source.chunks)) == 50_000_000
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
@@ -309,6 +329,11 @@ def test_reading_holds_little(web: RealHttpServer) -> None:
 @pytest.mark.parametrize(
     "url",
     [
+        "http://10.0.0.1/",
+        "http://[::ffff:10.0.0.1]/",
+        "http://xn--exmple-cua.org/",
+        "http://example.org./",
+        "http://123.example.org/",
         "http://example.org/file",
         "https://example.org:8443/a/b?c=d#e",
         "http://[2001:db8::1]:8080/file",
@@ -338,6 +363,18 @@ def test_good_urls(url: str) -> None:
         ("http://example.org/\r\nX: y", "space"),
         ("http://exam\u200bple.org/", "control"),
         ("http://[::1/", "parsed"),
+        ("http://ex\u00e4mple.org/", "xn--"),
+        ("http://127.0.0.1\u3002example.org/", "parsed"),
+        ("http://\u2460\u2461.0.0.1/", "parsed"),
+        ("http://[fe80::1%25eth0]/", "made out"),
+        ("http://example%2eorg/", "made out"),
+        ("http://2130706433/", "write 127.0.0.1"),
+        ("http://0x7f.1/", "write 127.0.0.1"),
+        ("http://0177.0.0.1/", "write 127.0.0.1"),
+        ("http://127.1/", "write 127.0.0.1"),
+        ("http://10.0.0.1./", "write 10.0.0.1"),
+        ("http://010.0.0.1/", "write 8.0.0.1"),
+        ("http://3232235777/", "write 192.168.1.1"),
     ],
 )
 def test_bad_urls(url: str, text: str) -> None:
@@ -367,11 +404,123 @@ def test_only_allowed_hosts(url: str, *, allowed: bool) -> None:
         check_url(url, ("*.example.org",))
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/",
+        "https://127.0.0.1:8443/x",
+        "http://localhost/",
+        "http://LOCALHOST./",
+        "http://x.localhost/",
+        "http://[::1]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::ffff:7f00:1]/",
+        "http://[64:ff9b::a9fe:a9fe]/",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://0177.1/",
+        "http://127.1/",
+        "http://127.0.0.1./",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://0xa9fea9fe/",
+        "http://metadata.google.internal/",
+        "http://[fd00:ec2::254]/",
+        "http://0/",
+        "http://0.0.0.0/",
+        "http://255.255.255.255/",
+    ],
+)
+def test_urls_of_addresses_that_are_refused(url: str) -> None:
+    with pytest.raises(Stalling) as caught:
+        check_url(url, guard=AddressPolicy())
+    assert caught.value.reason == "AddressNotAllowed"
+    assert "OUTRIDER_ALLOWED_SOURCE_ADDRESSES" in caught.value.message
+
+
+# Where the connection goes
+
+
+def test_what_is_at_home_is_not_fetched(web: RealHttpServer) -> None:
+    url = web.serve("/file", b"secret")
+    for each in (url, url.replace("127.0.0.1", "localhost"), url.replace("127.0.0.1", "[::ffff:127.0.0.1]")):
+        with pytest.raises(Stalling) as caught:
+            open_http(each)
+        assert caught.value.reason == "AddressNotAllowed"
+    assert web.requests == []
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, **names: list[list[str]]) -> list[str]:
+    """Let `NAME.test` resolve to one list of addresses after the other; return the names that were asked for."""
+    asked: list[str] = []
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, *args: Any, **more: Any) -> Any:
+        name = str(host).removesuffix(".test")
+        if name not in names:
+            return real(host, port, *args, **more)
+        asked.append(name)
+        addresses = names[name].pop(0)
+        return [found for address in addresses for found in real(address, port, *args, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+def test_a_name_that_leads_home_is_refused(web: RealHttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = resolving(monkeypatch, evil=[["127.0.0.1", "::1"]])
+    with pytest.raises(Stalling) as caught:
+        open_http(f"http://evil.test:{web.port}/file")
+    assert caught.value.reason == "AddressNotAllowed"
+    assert "evil.test is at 127.0.0.1, which is a loopback address" in caught.value.message
+    assert (web.requests, asked) == ([], ["evil"])
+
+
+def test_a_name_is_resolved_once_and_the_connection_goes_where_that_said(
+    web: RealHttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = web.serve("/file", b"content").replace("127.0.0.1", "files.test")
+    asked = resolving(monkeypatch, files=[["127.0.0.1"], ["169.254.169.254"]])
+    assert read(url) == b"content"
+    assert asked == ["files"]
+    assert web.requests[0][1]["Host"] == f"files.test:{web.port}"
+
+
+def test_refused_addresses_of_a_name_are_left_out(web: RealHttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = web.serve("/file", b"content").replace("127.0.0.1", "files.test")
+    resolving(monkeypatch, files=[["::1", "169.254.169.254", "127.0.0.1"]])
+    assert read(url) == b"content"
+
+
+@pytest.mark.parametrize(
+    "target", ["http://169.254.169.254/", "http://[::1]:1/", "http://evil.test/", "http://0x7f.1/"]
+)
+def test_a_redirect_to_a_refused_address(web: RealHttpServer, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolving(monkeypatch, evil=[["169.254.169.254"]])
+    error = failure(web.redirect("/start", target), guard=AddressPolicy((ip_network("127.0.0.1/32"),)))
+    assert (type(error), error.reason) == (Stalling, "AddressNotAllowed" if "0x" not in target else "UrlInvalid")
+
+
+def test_tls_verifies_the_name_and_not_the_address(tls: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, ca = tls
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", ca)
+    resolving(monkeypatch, files=[["127.0.0.1"]], other=[["127.0.0.1"]])
+    assert read(url.replace("127.0.0.1", "files.test")) == b"content"
+    error = failure(url.replace("127.0.0.1", "other.test"))
+    assert "its TLS certificate is not trusted: Hostname mismatch" in error.message
+    assert "its TLS certificate is not trusted: IP address mismatch" in failure(url).message
+
+
+def test_nothing_listens_at_the_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolving(monkeypatch, files=[["127.0.0.1", "127.0.0.2"]])
+    error = failure(f"http://files.test:{free_port()}/file")
+    assert "the connection was refused" in error.message
+
+
 @given(st.text() | st.from_regex(r"https?://[^/]*(/.*)?", fullmatch=True))
 def test_garbage_as_url_never_escapes_as_a_foreign_exception(url: str) -> None:
     shown_url(url)
     with contextlib.suppress(Stalling):
-        check_url(url, ("example.org",))
+        check_url(url, ("example.org",), AddressPolicy())
 
 
 def test_what_is_shown_of_a_url_holds_no_secret() -> None:

@@ -32,11 +32,14 @@ MAX_GROWTH = 64 * MIB
 
 INGEST = """
 import json, re, resource, sys, time
+from ipaddress import ip_network
 from pathlib import Path
 from outrider.adapters.ingest import ingest
 from outrider.adapters.registry import OciRegistry, RegistrySettings
-from outrider.adapters.sources import open_http
+from outrider.adapters.sources import SourceLimits, open_http
+from outrider.adapters.transport import AddressPolicy
 host, url, sha256 = sys.argv[1:]
+limits = SourceLimits(guard=AddressPolicy((ip_network("127.0.0.0/8"),)))
 def usage(): return resource.getrusage(resource.RUSAGE_SELF)
 def peak(): return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 with OciRegistry(RegistrySettings(host, plain_http=True)) as registry:
@@ -44,7 +47,7 @@ with OciRegistry(RegistrySettings(host, plain_http=True)) as registry:
     # ru_maxrss would not do: a new process inherits that of its parent.
     Path("/proc/self/clear_refs").write_text("5")
     memory, before, started = peak(), usage(), time.perf_counter()
-    with open_http(url) as source:
+    with open_http(url, limits=limits) as source:
         ingest(registry, "bench/agent", source, sha256)
     seconds, after = time.perf_counter() - started, usage()
 cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

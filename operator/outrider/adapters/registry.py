@@ -24,9 +24,18 @@ import oras.provider
 import oras.utils
 import requests
 
-from outrider.adapters.transport import NETWORK_ERRORS, PlainSession, explain, read_at_most, read_pieces, retry_after
+from outrider.adapters.transport import (
+    NETWORK_ERRORS,
+    AddressPolicy,
+    PlainSession,
+    explain,
+    read_at_most,
+    read_pieces,
+    retry_after,
+)
 from outrider.api.errors import OutriderError, Stalling, Transient
-from outrider.trust.digest import Sha256Stream, digest_of, is_digest
+from outrider.trust.digest import ALGORITHM, Sha256Stream, digest_of, is_digest
+from outrider.trust.documents import Malformed, canonical_json, parse_object
 
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
@@ -41,6 +50,17 @@ _ACCEPTED_MANIFESTS: Final = ", ".join(
 
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 """The size that registries have to accept at least (distribution specification, "Pushing Manifests")."""
+
+MAX_REFERRERS: Final = 1000
+"""How many referrers of one manifest are read, and how many an index of them may hold before it is added to."""
+MAX_TAGS: Final = 10_000
+"""How many tags of a repository are read."""
+_MAX_PAGES: Final = 20
+"""Answers that a list may be spread over."""
+_NO_REFERRERS_API: Final = (400, 404, 405, 501)
+"""What registries answer that do not know the referrers API."""
+_INDEX_ATTEMPTS: Final = 5
+"""How often an index is changed again because somebody else changed it meanwhile."""
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_REDIRECTS: Final = 5
@@ -74,6 +94,9 @@ class RegistrySettings:
     """Seconds that the registry may take to flush and hash what was uploaded; grows with the size on a slow disk."""
     resume_delays: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Seconds to wait before each attempt to resume a broken download."""
+    guard: AddressPolicy | None = None
+    """Where connections may go, to the registry itself as to where it points; None: anywhere. For registries that are
+    named by those who may write an object, and not by the operator's settings."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +114,19 @@ class ManifestDocument:
     content: bytes
     media_type: str
     digest: str
+
+
+@dataclass(frozen=True)
+class Referrer:
+    """A manifest that says that it belongs to another, as a list of them describes it. Nothing of it is verified."""
+
+    descriptor: Descriptor
+    artifact_type: str
+    annotations: Mapping[str, str]
+
+
+class _ContentLost(Transient):
+    """A registry does not have (any more) what a manifest names."""
 
 
 class OciRegistry:
@@ -254,6 +290,13 @@ class OciRegistry:
 
         Returns its digest. Raises Stalling(ManifestInvalid) when the registry finds it wrong.
         """
+        self._put_manifest(repository, content, media_type, reference)
+        return digest_of(content)
+
+    def _put_manifest(
+        self, repository: str, content: bytes, media_type: str, reference: str | None
+    ) -> Mapping[str, str]:
+        """Store a manifest and return the headers of the answer."""
         digest = digest_of(content)
         what = f"storing the manifest {reference or digest} in {repository}"
         response = self._provider.request(
@@ -267,7 +310,7 @@ class OciRegistry:
         if response.status_code in {400, 404, 415, 422}:
             text = self._provider.error_text(response)
             if "UNKNOWN" in text:
-                raise Transient(
+                raise _ContentLost(
                     "RegistryUnavailable",
                     f"registry {self.host} has lost something that a manifest for {repository} refers to{text}; "
                     "everything will be stored again",
@@ -277,10 +320,10 @@ class OciRegistry:
                 f"registry {self.host} does not accept the manifest for {repository}{text}; "
                 "check that it supports OCI 1.1 manifests",
             )
-        told = self._expect(response, what, 201).get("Docker-Content-Digest", digest)
-        if told != digest:
+        headers = self._expect(response, what, 201)
+        if headers.get("Docker-Content-Digest", digest) != digest:
             raise self._nonsense(what, f"it stored the manifest {digest} under another digest")
-        return digest
+        return headers
 
     def get_manifest(self, repository: str, reference: str) -> ManifestDocument | None:
         """Return the manifest or index under a tag or digest exactly as stored, or None if there is none.
@@ -330,6 +373,219 @@ class OciRegistry:
         """Delete a manifest and all its tags; False if it was not there. Raises Stalling(DeleteUnsupported)."""
         return self._delete(self._manifest_url(repository, digest), repository, digest)
 
+    def delete_tag(self, repository: str, tag: str) -> bool:
+        """Delete a tag together with its manifest; False if it was not there. Raises Stalling(DeleteUnsupported).
+
+        By digest first: every registry that deletes can do that, and most drop the tag with it.
+        """
+        document = self.get_manifest(repository, tag)
+        if document is None:
+            return False
+        self.delete_manifest(repository, document.digest)
+        if self.get_manifest(repository, tag) is not None:
+            self._delete(self._manifest_url(repository, tag), repository, tag)
+        return True
+
+    def list_tags(self, repository: str) -> list[str]:
+        """Return the tags of a repository, none if there is no such repository. At most `MAX_TAGS` are read."""
+        what = f"listing the tags of {repository}"
+        url = f"{self._provider.prefix}://{self._container(repository).tags_url(1000)}"
+        tags: list[str] = []
+        for content, _ in self._pages(url, repository, what, (404,)):
+            found = content.get("tags") or []
+            if not isinstance(found, list):
+                raise self._nonsense(what, "its list is none")
+            tags += [tag for tag in found if isinstance(tag, str) and _TAG.fullmatch(tag)]
+            if len(tags) >= MAX_TAGS:
+                break
+        return tags[:MAX_TAGS]
+
+    # Referrers: OCI distribution specification 1.1, "Listing Referrers" and "Referrers Tag Schema".
+
+    def push_referrer(self, repository: str, content: bytes, media_type: str, subject_digest: str) -> str:
+        """Store a manifest whose `subject` is another one, so that `referrers` finds it, and return its digest.
+
+        A registry that knows the referrers API says so in its answer (`OCI-Subject`). For the others it is added to the
+        index under the tag `sha256-…`. Doing it twice changes nothing. Two writers at a time may overwrite each other's
+        index; therefore it is read again afterwards. Raises Stalling(ManifestInvalid) when the registry does not accept
+        the manifest or the tag holds something else, Stalling(ReferrersFull) when the index is as long as it may be.
+        """
+        headers = self._put_manifest(repository, content, media_type, None)
+        digest = digest_of(content)
+        if headers.get("OCI-Subject") == subject_digest:
+            return digest
+        entry = _describe(content, media_type)
+        for _ in range(_INDEX_ATTEMPTS):
+            entries = self._fallback_entries(repository, subject_digest) or []
+            if any(each.get("digest") == digest for each in entries):
+                return digest
+            if len(entries) >= MAX_REFERRERS or len(_fallback_index([*entries, entry])) > MAX_MANIFEST_BYTES:
+                raise Stalling(
+                    "ReferrersFull",
+                    f"{len(entries)} manifests in {self.host}/{repository} refer to {subject_digest} already; delete "
+                    "those that nobody needs",
+                )
+            self._put_fallback(repository, subject_digest, [*entries, entry])
+        raise Transient(
+            "RegistryUnavailable",
+            f"others keep changing what refers to {subject_digest} in {self.host}/{repository}; it will be tried again",
+        )
+
+    def referrers(self, repository: str, digest: str, artifact_type: str | None = None) -> list[Referrer]:
+        """Return what refers to a manifest, of one type or of all: at most `MAX_REFERRERS`, none if nothing does.
+
+        Asked of the referrers API, or else of the index under the tag `sha256-…`. Entries that make no sense are left
+        out. Raises Stalling(ManifestInvalid) when there is an index that cannot be read.
+        """
+        entries = self._api_entries(repository, digest, artifact_type)
+        if entries is None:
+            entries = self._fallback_entries(repository, digest) or []
+        found: dict[str, Referrer] = {}
+        for entry in entries:
+            referrer = _parse_referrer(entry)
+            if referrer is not None and artifact_type in {None, referrer.artifact_type}:
+                found.setdefault(referrer.descriptor.digest, referrer)
+        return list(found.values())[:MAX_REFERRERS]
+
+    def delete_referrer(self, repository: str, subject_digest: str, digest: str) -> bool:
+        """Delete one manifest that refers to another, and forget it in the index under the tag `sha256-…`.
+
+        False if it was not there. Raises Stalling(DeleteUnsupported).
+        """
+        deleted = self.delete_manifest(repository, digest)
+        for _ in range(_INDEX_ATTEMPTS):
+            entries = self._fallback_entries(repository, subject_digest)
+            if entries is None:
+                return deleted
+            rest = [entry for entry in entries if entry.get("digest") != digest]
+            if not rest:
+                self.delete_tag(repository, referrers_tag(subject_digest))
+            elif len(rest) < len(entries):
+                self._put_fallback(repository, subject_digest, rest)
+            else:
+                return deleted
+        return deleted
+
+    def delete_referrers(
+        self, repository: str, digest: str, artifact_type: str | None = None
+    ) -> list[ManifestDocument]:
+        """Delete what refers to a manifest, of one type or all, and return it; the tag `sha256-…` goes with its last.
+
+        Before the manifest itself is deleted: some registries forget then what referred to it. Raises
+        Stalling(DeleteUnsupported).
+        """
+        deleted = []
+        for referrer in self.referrers(repository, digest, artifact_type):
+            document = self.get_manifest(repository, referrer.descriptor.digest)
+            self.delete_referrer(repository, digest, referrer.descriptor.digest)
+            if document is not None:
+                deleted.append(document)
+        return deleted
+
+    def _api_entries(self, repository: str, digest: str, artifact_type: str | None) -> list[dict[str, Any]] | None:
+        """Ask the referrers API; None if the registry has none. It may filter, and we do so again."""
+        if not is_digest(digest):
+            raise Stalling("ReferenceInvalid", f"{digest!r} is not a sha256 digest")
+        what = f"looking for what refers to {digest} in {repository}"
+        url = f"{self._provider.prefix}://{self.host}/v2/{self._container(repository).api_prefix}/referrers/{digest}"
+        if artifact_type is not None:
+            url += "?" + urllib.parse.urlencode({"artifactType": artifact_type})
+        entries: list[dict[str, Any]] = []
+        supported = False
+        for content, media_type in self._pages(url, repository, what, _NO_REFERRERS_API):
+            if media_type != INDEX_TYPE and not supported:
+                return None  # some other page that a proxy or an old registry serves at any path
+            supported = True
+            page = _entries(content)
+            if page is None:
+                raise self._nonsense(what, "its list is none")
+            entries += [entry for entry in page if artifact_type in {None, entry.get("artifactType")}]
+            if len(entries) >= MAX_REFERRERS:
+                break
+        return entries if supported else None
+
+    def _fallback_entries(self, repository: str, digest: str) -> list[dict[str, Any]] | None:
+        """Return the entries of the index under the tag `sha256-…`; None if there is no such tag."""
+        tag = referrers_tag(digest)
+        document = self.get_manifest(repository, tag)
+        if document is None:
+            return None
+        problem = "is not an index"
+        try:
+            content = parse_object(document.content, max_bytes=MAX_MANIFEST_BYTES)
+            entries = _entries(content) if content.get("mediaType", document.media_type) == INDEX_TYPE else None
+        except Malformed as error:
+            problem, entries = f"cannot be read: {error}", None
+        if entries is None:
+            raise Stalling(
+                "ManifestInvalid",
+                f"what {self.host}/{repository} holds under the tag {tag}, where the list of signatures should be, "
+                f"{problem}; delete that tag",
+            )
+        return entries
+
+    def _put_fallback(self, repository: str, digest: str, entries: list[dict[str, Any]]) -> None:
+        """Store the index under the tag `sha256-…`.
+
+        Registries look whether they have what an index names. What somebody deleted without taking it out of the index
+        would make that index unchangeable for ever; it is looked for only then.
+        """
+        tag = referrers_tag(digest)
+        try:
+            self._put_manifest(repository, _fallback_index(entries), INDEX_TYPE, tag)
+        except _ContentLost:
+            there = [entry for entry in entries if self._has_manifest(repository, str(entry.get("digest")))]
+            if len(there) == len(entries):
+                raise
+            self._put_manifest(repository, _fallback_index(there), INDEX_TYPE, tag)
+
+    def _has_manifest(self, repository: str, digest: str) -> bool:
+        if not is_digest(digest):
+            return False
+        what = f"looking for {digest} in {repository}"
+        headers = {"Accept": _ACCEPTED_MANIFESTS}
+        url = self._manifest_url(repository, digest)
+        response = self._provider.request("HEAD", url, what, repository=repository, headers=headers)
+        if response.status_code == 404:
+            response.close()
+            return False
+        self._expect(response, what, 200)
+        return True
+
+    def _pages(
+        self, url: str, repository: str, what: str, absent: tuple[int, ...]
+    ) -> Iterator[tuple[dict[str, Any], str]]:
+        """Yield the pages of a list and their media types; none if the first answer is among the statuses `absent`.
+
+        A page has at most 4 MiB, and a list `_MAX_PAGES`; where the next one is, a header `Link` says (RFC 5988).
+        """
+        seen: set[str] = set()
+        while url not in seen and len(seen) < _MAX_PAGES:
+            response = self._provider.request("GET", url, what, repository=repository, headers={"Accept": INDEX_TYPE})
+            if response.status_code in absent and not seen:
+                response.close()
+                return
+            if response.status_code != 200:
+                self._refuse(response, what)
+            seen.add(url)
+            try:
+                content = parse_object(read_at_most(response, MAX_MANIFEST_BYTES), max_bytes=MAX_MANIFEST_BYTES)
+            except NETWORK_ERRORS as error:
+                raise self._provider.unavailable(what, error) from None
+            except Malformed as error:
+                raise self._nonsense(what, f"its answer cannot be read: {error}") from None
+            yield content, response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            target = response.links.get("next", {}).get("url")
+            if not target:
+                return
+            try:
+                url = urllib.parse.urljoin(url, target)
+                own = self._provider.is_own(url)
+            except ValueError:
+                own = False
+            if not own:
+                raise self._nonsense(what, "its list goes on elsewhere")
+
     # How
 
     def _container(self, repository: str) -> Any:
@@ -349,9 +605,12 @@ class OciRegistry:
     def _get_blob(self, repository: str, digest: str, offset: int) -> requests.Response | None:
         what = f"reading {digest} from {repository}"
         headers = {"Range": f"bytes={offset}-"} if offset else {}
-        response = self._provider.request(
-            "GET", self.blob_url(repository, digest), what, repository=repository, headers=headers
-        )
+        url = self.blob_url(repository, digest)
+        response = self._provider.request("GET", url, what, repository=repository, headers=headers)
+        if offset and response.status_code in {400, 416}:
+            # It knows no ranges without an end, or the blob is shorter now: all of it says which.
+            response.close()
+            response = self._provider.request("GET", url, what, repository=repository)
         if response.status_code == 404:
             response.close()
             return None
@@ -455,6 +714,50 @@ class OciRegistry:
         return Transient(
             "RegistryUnavailable", f"registry {self.host} does not behave like one while {what}: {problem}"
         )
+
+
+def referrers_tag(digest: str) -> str:
+    """Return the tag of the index of what refers to a manifest, in registries without the referrers API."""
+    return f"sha256-{digest.removeprefix(ALGORITHM)}"
+
+
+def _describe(content: bytes, media_type: str) -> dict[str, Any]:
+    """Return how an index describes a manifest (distribution specification, "Pushing Manifests with Subject")."""
+    entry: dict[str, Any] = {"mediaType": media_type, "digest": digest_of(content), "size": len(content)}
+    try:
+        manifest = parse_object(content, max_bytes=MAX_MANIFEST_BYTES)
+    except Malformed as error:
+        raise Stalling("ManifestInvalid", f"the manifest {entry['digest']} cannot be read: {error}") from None
+    config, annotations = manifest.get("config"), manifest.get("annotations")
+    artifact_type = manifest.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None)
+    if isinstance(artifact_type, str):
+        entry["artifactType"] = artifact_type
+    if isinstance(annotations, dict) and annotations:
+        entry["annotations"] = annotations
+    return entry
+
+
+def _fallback_index(entries: list[dict[str, Any]]) -> bytes:
+    return canonical_json({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries})
+
+
+def _entries(index: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the entries of an index that are objects; None if it is no index."""
+    entries = index.get("manifests")
+    if not isinstance(entries, list):
+        return [] if entries is None and index.get("mediaType") == INDEX_TYPE else None
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def _parse_referrer(entry: dict[str, Any]) -> Referrer | None:
+    digest, size = entry.get("digest"), entry.get("size")
+    if not isinstance(digest, str) or not is_digest(digest) or type(size) is not int or size < 0:
+        return None
+    kind, annotations = entry.get("artifactType", ""), entry.get("annotations") or {}
+    if not isinstance(kind, str) or not isinstance(annotations, dict):
+        return None
+    texts = {name: text for name, text in annotations.items() if isinstance(text, str)}
+    return Referrer(Descriptor(digest, size), kind, texts)
 
 
 class BlobStream:
@@ -566,7 +869,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
             tls_verify=settings.ca_file or True,
             auth_backend="token",
         )
-        self.session = PlainSession()
+        self.session = PlainSession(settings.guard)
         self.settings = settings
         self._host = settings.host
         self._patience = (settings.connect_timeout, settings.read_timeout)
@@ -583,7 +886,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
         stream: bool = False,  # all answers are streamed
     ) -> requests.Response:
         """As `request`, for what oras does on its own."""
-        body = _canonical_json(json) if json is not None else data
+        body = canonical_json(json) if json is not None else data
         return self.request(method, url, f"sending {method}", data=body, headers=headers)
 
     def request(
@@ -644,7 +947,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
     ) -> requests.Response:
         for _ in range(_MAX_REDIRECTS + 1):
             authorization = self._authorization.get(repository)
-            extra = {"Authorization": authorization} if authorization and self._is_own(url) else {}
+            extra = {"Authorization": authorization} if authorization and self.is_own(url) else {}
             response = self._send(method, url, what, data, {**headers, **extra}, timeout)
             if response.status_code not in _REDIRECTS or method not in {"GET", "HEAD"}:
                 return response
@@ -682,7 +985,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
         except NETWORK_ERRORS as error:
             raise self.unavailable(what, error) from None
 
-    def _is_own(self, url: str) -> bool:
+    def is_own(self, url: str) -> bool:
         """Say whether a URL lies at the registry's own origin."""
         return _origin(url) == _origin(f"{self.prefix}://{self._host}")
 
@@ -695,7 +998,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
         """
         # 1.
         challenge = response.headers.get("WWW-Authenticate", "")
-        if not challenge or not self._is_own(str(response.url)):
+        if not challenge or not self.is_own(str(response.url)):
             return False
         scheme = challenge.split(" ", 1)[0].lower()
 
@@ -766,7 +1069,3 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
 def _origin(url: str) -> tuple[str, str, int]:
     parts = urllib.parse.urlsplit(url)
     return parts.scheme, (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def _canonical_json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -7,7 +7,7 @@ A source is read once, piece by piece. Every URL on the way, redirects included,
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Final, Self
@@ -17,8 +17,10 @@ import urllib3
 
 from outrider.adapters.transport import (
     NETWORK_ERRORS,
+    AddressPolicy,
     PlainSession,
     explain,
+    host_address,
     is_broken_off,
     read_beyond_length,
     read_pieces,
@@ -47,6 +49,8 @@ class SourceLimits:
     """Seconds that the whole transfer may take."""
     allowed_hosts: tuple[str, ...] = ()
     """Globs over host names, in lower case and without port; empty: every host."""
+    guard: AddressPolicy = field(default_factory=AddressPolicy)
+    """Which addresses may be connected to."""
 
 
 class Source:
@@ -91,11 +95,12 @@ def from_bytes(name: str, data: bytes, *, limits: SourceLimits | None = None) ->
     return Source(name, (data,), declared_size=len(data))
 
 
-def check_url(url: str, allowed_hosts: tuple[str, ...] = ()) -> None:
-    """Return if a URL may be fetched. Pure: no name is resolved. Raises Stalling(UrlInvalid).
+def check_url(url: str, allowed_hosts: tuple[str, ...] = (), guard: AddressPolicy | None = None) -> None:
+    """Return if a URL may be fetched. Pure: no name is resolved. Raises Stalling(UrlInvalid, AddressNotAllowed).
 
     It must be http or https, name a host that matches one of `allowed_hosts` (if there are any), and hold no
-    credentials: these would end in logs and status. URLs that two parsers could read differently are refused.
+    credentials: these would end in logs and status. URLs that two parsers could read differently are refused, and so
+    are addresses in a spelling that not everybody takes for one, and those that `guard` refuses.
     """
     if any(character.isspace() or not character.isprintable() or character == "\\" for character in url):
         raise _invalid("it holds a space, a control character or a backslash")
@@ -111,8 +116,15 @@ def check_url(url: str, allowed_hosts: tuple[str, ...] = ()) -> None:
             "it holds credentials (user:password@); take them out, and change the password as it is known now"
         )
     host = (parts.hostname or "").lower()
-    if not host or host != (second.host or "").lower().strip("[]") or port != second.port:
+    if not host.isascii():
+        raise _invalid("its host is not ASCII; write it in the form xn--…")
+    if not host or "%" in host or host != (second.host or "").lower().strip("[]") or port != second.port:
         raise _invalid("its host or port cannot be made out")
+    if guard is not None:
+        guard.check_host(host)
+    address = host_address(host)
+    if address is not None and host != str(address) and ":" not in host:
+        raise _invalid(f"it writes an address in a way that some read differently; write {address}")
     if allowed_hosts and not any(fnmatchcase(host, glob) for glob in allowed_hosts):
         raise _invalid(
             f"the host {host} is not among the hosts that the operator's settings allow: {', '.join(allowed_hosts)}"
@@ -135,15 +147,16 @@ def open_http(url: str, *, limits: SourceLimits | None = None, cancelled: Callab
 
     Up to 5 redirects are followed. Raises here or while reading:
 
-    - Stalling: UrlInvalid, SourceNotFound (404, 410), SourceDenied (401, 403, 407), SourceRefused (other answers that
-      do not bring the file), RedirectLoop, SourceTooLarge (more than `limits.max_bytes`, or than the server announced).
+    - Stalling: UrlInvalid, AddressNotAllowed, SourceNotFound (404, 410), SourceDenied (401, 403, 407), SourceRefused
+      (other answers that do not bring the file), RedirectLoop, SourceTooLarge (more than `limits.max_bytes`, or than
+      the server announced).
     - Transient: SourceUnreachable (name, connection, silence, 5xx, 429, too slow), SourceTruncated (fewer bytes than
       promised), Cancelled (`cancelled` has begun to say so; it is asked whenever bytes arrive).
     """
     limits = limits or SourceLimits()
     name = shown_url(url)
     deadline = time.monotonic() + limits.total_timeout
-    session = PlainSession()
+    session = PlainSession(limits.guard)
     try:
         response = _follow(session, url, limits)
     except BaseException:
@@ -169,7 +182,7 @@ def _follow(session: requests.Session, url: str, limits: SourceLimits) -> reques
     first = url
     seen: set[str] = set()
     while True:
-        check_url(url, limits.allowed_hosts)
+        check_url(url, limits.allowed_hosts, limits.guard)
         if url in seen:
             raise _redirect(first, f"redirects in a circle (back to {shown_url(url)})")
         if len(seen) > MAX_REDIRECTS:

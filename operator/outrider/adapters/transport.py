@@ -1,18 +1,30 @@
-"""What the adapters that speak HTTP share: a session without surprises, words for failures, bodies in pieces."""
+"""What the adapters that speak HTTP share: a session without surprises, words for failures, bodies in pieces.
+
+And where they may connect to: whoever may write a URL in an object must not make the operator, which stands inside the
+cluster's network, speak to itself, to the node, or to the cloud's metadata service (`AddressPolicy`).
+"""
 
 import email.utils
+import ipaddress
 import socket
 import ssl
 import time
+import urllib.parse
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
-from typing import Final
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, Final
 
 import requests
+import requests.adapters
 import urllib3
+import urllib3.connection
+import urllib3.connectionpool
 from typing_extensions import override
 
 from outrider import __version__
+from outrider.api.errors import Stalling
 
 USER_AGENT: Final = f"outrider/{__version__}"
 
@@ -26,11 +38,178 @@ NETWORK_ERRORS: Final = (requests.RequestException, urllib3.exceptions.HTTPError
 """Everything that requests, urllib3 and the socket below them raise when the other side or the way to it fails."""
 
 
-class PlainSession(requests.Session):
-    """A session that does nothing unasked: no cookies, no credentials from ~/.netrc, no compression, no redirects."""
+_Address = IPv4Address | IPv6Address
 
-    def __init__(self) -> None:
+_METADATA: Final = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "169.254.169.254/32",  # AWS, Google, Azure, OpenStack and many more
+        "100.100.100.200/32",  # Alibaba
+        "168.63.129.16/32",  # Azure's wire server
+        "192.0.0.192/32",  # Oracle
+        "fd00:ec2::/32",  # AWS: metadata, pod identity, DNS
+        "fd20:ce::/64",  # Google
+    )
+)
+_THIS_NETWORK: Final = IPv4Network("0.0.0.0/8")
+"""Linux takes 0.0.0.0 for itself (RFC 1122, 3.2.1.3)."""
+_LOCAL_TRANSLATION: Final = IPv6Network("64:ff9b:1::/48")
+"""NAT64 of a site's own (RFC 8215): what an address in it leads to, only the site knows."""
+_TEREDO: Final = IPv6Network("2001::/32")
+_EMBEDDING: Final = (
+    # Each with the bits to the right of the IPv4 address that lies within.
+    (IPv6Network("::/96"), 0),  # IPv4-compatible (RFC 4291, 2.5.5.1)
+    (IPv6Network("::ffff:0:0/96"), 0),  # IPv4-mapped (RFC 4291, 2.5.5.2)
+    (IPv6Network("::ffff:0:0:0/96"), 0),  # IPv4-translated (RFC 2765)
+    (IPv6Network("64:ff9b::/96"), 0),  # NAT64 (RFC 6052)
+    (IPv6Network("2002::/16"), 80),  # 6to4 (RFC 3056)
+)
+_LOOPBACK: Final = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+_KNOWN_NAMES: Final[Mapping[str, tuple[_Address, ...]]] = {
+    "localhost": _LOOPBACK,
+    "localhost.localdomain": _LOOPBACK,
+    "ip6-localhost": _LOOPBACK,
+    "ip6-loopback": _LOOPBACK,
+    "metadata": (IPv4Address("169.254.169.254"),),
+    "metadata.google.internal": (IPv4Address("169.254.169.254"),),
+    "metadata.goog": (IPv4Address("169.254.169.254"),),
+    "instance-data": (IPv4Address("169.254.169.254"),),
+    "instance-data.ec2.internal": (IPv4Address("169.254.169.254"),),
+}
+"""Names that lead to where nobody may go, wherever they are resolved: by us, or by a proxy that we cannot watch."""
+
+
+@dataclass(frozen=True)
+class AddressPolicy:
+    """Which addresses may be connected to. Pure.
+
+    Refused are loopback, link-local, unspecified, multicast, reserved and broadcast addresses, and those of the clouds'
+    metadata services; also where an IPv6 address is only the clothing of such an IPv4 address (mapped, NAT64, 6to4).
+    Private addresses are allowed: servers inside a network are what most artifacts come from.
+    """
+
+    allowed: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks that are allowed all the same."""
+
+    def refusal(self, address: _Address) -> str | None:
+        """Return what speaks against an address, such as `a loopback address`; None if it may be connected to."""
+        forms = (address, *_embedded(address))
+        if any(form in network for form in forms for network in self.allowed):
+            return None
+        return next((kind for form in reversed(forms) if (kind := _kind(form, embeds=len(forms) > 1))), None)
+
+    def check_host(self, host: str) -> None:
+        """Return if a URL's host is no address, nor a name for an address, that is refused. No name is resolved.
+
+        For what is reached through a proxy this is all that can be checked: the proxy resolves the name.
+        Raises Stalling(AddressNotAllowed).
+        """
+        name = host.lower().strip("[]").removesuffix(".")
+        literal = host_address(name)
+        known = _KNOWN_NAMES.get("localhost" if name.endswith(".localhost") else name, ())
+        addresses = (literal,) if literal is not None else known
+        if addresses:
+            self.choose(host, addresses)
+
+    def choose(self, host: str, addresses: tuple[_Address, ...]) -> list[_Address]:
+        """Return those of a host's addresses that may be connected to. Raises Stalling(AddressNotAllowed) for none."""
+        refusals = [(address, self.refusal(address)) for address in addresses]
+        chosen = [address for address, kind in refusals if kind is None]
+        if not chosen:
+            address, kind = refusals[0]
+            place = host if host_address(host) == address else f"{host} is at {address}, which"
+            raise Stalling(
+                "AddressNotAllowed",
+                f"{place} is {kind}, and nothing is fetched from there; name another host, or let the operator's "
+                f"setting sources.allowedAddresses (OUTRIDER_ALLOWED_SOURCE_ADDRESSES) hold {address}",
+            )
+        return chosen
+
+
+def host_address(host: str) -> _Address | None:
+    """Return the address that a host is, in any spelling that some resolver takes for one; None if it is a name.
+
+    Beside the usual ones: `[::1]`, a trailing dot, one to four numbers that are decimal, octal (`0177.1`) or
+    hexadecimal (`0x7f.1`), as inet_aton takes them.
+    """
+    host = host.strip("[]").removesuffix(".")
+    if ":" in host:
+        try:
+            return IPv6Address(host.partition("%")[0])
+        except ValueError:
+            return None
+    parts = [_number(part) for part in host.split(".")]
+    numbers = [part for part in parts if part is not None]
+    if len(numbers) != len(parts) or len(numbers) > 4:
+        return None
+    *first, last = numbers
+    if any(number > 255 for number in first) or last >= 256 ** (4 - len(first)):
+        return None
+    high = sum(number << (24 - 8 * place) for place, number in enumerate(first))
+    return IPv4Address(high | last)
+
+
+def _number(text: str) -> int | None:
+    """Return a number as C writes it."""
+    if not text.isascii() or not text.isalnum() or len(text) > 40:
+        return None
+    base = 10
+    if text[:2] in {"0x", "0X"}:
+        text, base = text[2:] or "0", 16
+    elif text.startswith("0"):
+        base = 8
+    try:
+        return int(text, base)
+    except ValueError:
+        return None
+
+
+def _embedded(address: _Address) -> tuple[IPv4Address, ...]:
+    """Return the IPv4 addresses that an IPv6 address leads to."""
+    if isinstance(address, IPv4Address):
+        return ()
+    if address in _TEREDO:
+        return address.teredo or ()
+    for network, shift in _EMBEDDING:
+        if address in network and int(address) > 1:  # :: and ::1 are what they are
+            return (IPv4Address(int(address) >> shift & 0xFFFFFFFF),)
+    return ()
+
+
+def _kind(address: _Address, *, embeds: bool) -> str | None:
+    version = "IPv4" if isinstance(address, IPv4Address) else "IPv6"
+    if any(address in network for network in _METADATA):
+        return "the address of a cloud's metadata service"
+    if address.is_unspecified or address in _THIS_NETWORK:
+        return "an unspecified address"
+    if address.is_loopback:
+        return "a loopback address"
+    if address.is_link_local:
+        return "a link-local address"
+    if address.is_multicast:
+        return "a multicast address"
+    if address in _LOCAL_TRANSLATION:
+        return "an address that a translator of the site's own may lead anywhere"
+    # What embeds another address lies in blocks that are reserved otherwise.
+    if address.is_reserved and not (embeds and version == "IPv6"):
+        return "a reserved or broadcast address"
+    return None
+
+
+class PlainSession(requests.Session):
+    """A session that does nothing unasked: no cookies, no credentials from ~/.netrc, no compression, no redirects.
+
+    With a `guard` it connects to no address that this refuses: every host is checked, every address that its name
+    resolves to, and the connection goes to an address that was checked, without asking for the name a second time.
+    Proxies that the environment names are the operator's choice; of what is asked of them only the host is checked.
+    Then requests raise Stalling(AddressNotAllowed), too.
+    """
+
+    def __init__(self, guard: AddressPolicy | None = None) -> None:
         super().__init__()
+        if guard is not None:
+            self.mount("http://", _GuardedAdapter(guard))
+            self.mount("https://", _GuardedAdapter(guard))
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         # With any `auth` of its own, requests does not look into ~/.netrc, which would also replace our Authorization.
         self.auth = _unchanged
@@ -43,6 +222,81 @@ class PlainSession(requests.Session):
         Even with allow_redirects=False requests looks ahead: it reads a redirect's body into memory, however long that
         is, and parses its Location, however broken that is.
         """
+
+
+class _GuardedAdapter(requests.adapters.HTTPAdapter):
+    """Connects directly to nothing but checked addresses, over urllib3's own connections otherwise."""
+
+    def __init__(self, guard: AddressPolicy) -> None:
+        self._guard = guard
+        super().__init__()
+
+    @override
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
+        super().init_poolmanager(connections, maxsize, block, **pool_kwargs)
+        guard = self._guard
+
+        class Connection(urllib3.connection.HTTPConnection):
+            @override
+            def _new_conn(self) -> socket.socket:
+                return _connect(self, self._dns_host, guard)
+
+        class TlsConnection(urllib3.connection.HTTPSConnection):
+            @override
+            def _new_conn(self) -> socket.socket:
+                return _connect(self, self._dns_host, guard)
+
+        class Pool(urllib3.connectionpool.HTTPConnectionPool):
+            ConnectionCls = Connection
+
+        class TlsPool(urllib3.connectionpool.HTTPSConnectionPool):
+            ConnectionCls = TlsConnection
+
+        # Only for what is reached directly: connections to proxies have a manager of their own.
+        self.poolmanager.pool_classes_by_scheme = {"http": Pool, "https": TlsPool}
+
+    @override
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        self._guard.check_host(urllib.parse.urlsplit(request.url or "").hostname or "")
+        return super().send(request, *args, **kwargs)
+
+
+def _connect(connection: urllib3.connection.HTTPConnection, host: str, guard: AddressPolicy) -> socket.socket:
+    """Do what urllib3 does to open a connection, but to an address that was checked.
+
+    1. The name is resolved, once.
+    2. Every address is checked, and those that are refused are left out.
+    3. The sockets are connected to the rest, as they are, one after the other.
+    """
+    # 1.
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), connection.port, 0, socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error if isinstance(error, socket.gaierror) else socket.gaierror(str(error))
+        raise urllib3.exceptions.NameResolutionError(connection.host, connection, reason) from error
+
+    # 2.
+    places = {ipaddress.ip_address(str(place[0]).partition("%")[0]): (family, place) for family, *_, place in found}
+    chosen = guard.choose(connection.host, tuple(places))
+
+    # 3.
+    failure = OSError("no address to connect to")
+    for address in chosen:
+        family, place = places[address]
+        attempt = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            for option in connection.socket_options or ():
+                attempt.setsockopt(*option)
+            attempt.settimeout(connection.timeout if isinstance(connection.timeout, (int, float)) else None)
+            attempt.connect(place)
+        except OSError as error:
+            attempt.close()
+            failure = error
+        else:
+            return attempt
+    if isinstance(failure, TimeoutError):
+        raise urllib3.exceptions.ConnectTimeoutError(connection, "connecting took too long") from failure
+    raise urllib3.exceptions.NewConnectionError(connection, "no connection could be made") from failure
 
 
 def explain(error: BaseException) -> str:
