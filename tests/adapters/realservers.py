@@ -77,7 +77,7 @@ class RealRegistry:
     def start(self) -> Self:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [toolchain.tool("registry"), "serve", self.folder / "config.yml"],
+                self._command(),
                 stdout=log,
                 stderr=log,
                 env={"OTEL_TRACES_EXPORTER": "none", "OTEL_SDK_DISABLED": "true", "HOME": "/"},
@@ -127,6 +127,9 @@ class RealRegistry:
     def upload_bytes(self) -> int:
         """Return how many bytes of unfinished uploads lie about."""
         return sum(path.stat().st_size for path in self.data.glob("**/_uploads/*/data"))
+
+    def _command(self) -> list[str | Path]:
+        return [toolchain.tool("registry"), "serve", self.folder / "config.yml"]
 
     def _serves(self) -> bool:
         connection = http.client.HTTPConnection(self.host, timeout=2)

@@ -33,7 +33,9 @@ from outrider.adapters.ingest import (
 from outrider.adapters.registry import Descriptor, ManifestDocument, OciRegistry
 from outrider.adapters.sources import from_bytes, open_http
 from outrider.api.errors import OutriderError, Stalling, Transient
+from outrider.trust.detached import decode_signature
 from outrider.trust.digest import digest_of
+from outrider.trust.evidence import Evidence
 from outrider.trust.keys import parse_public_key
 from outrider.trust.verify import verify_artifact
 
@@ -57,9 +59,12 @@ def test_a_file_goes_from_a_url_into_the_registry_and_is_verified_from_there(
     proof = verify_artifact(
         component="agent",
         namespace="fleet",
+        version="1.4.0",
+        platform="linux/amd64",
+        size=stored.size,
         expected_sha256=SHA256,
         actual_sha256=stored.sha256,
-        signature=stored.facts.signature,
+        evidence=[Evidence("Detached", decode_signature(stored.facts.signature))],
         keys=[parse_public_key(signer.public.read_bytes(), "secret/release:release.pub")],
     )
     assert proof.key_origin == "secret/release:release.pub"

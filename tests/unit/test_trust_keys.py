@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.api.errors import Stalling
-from outrider.trust.keys import build_key_files, keys_from_secret, parse_globs, parse_public_key, select_keys
+from outrider.trust.keys import (
+    build_key_files,
+    keys_from_secret,
+    parse_globs,
+    parse_public_key,
+    parse_window,
+    select_keys,
+)
 
 ALGORITHMS = {
     "p256": ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
@@ -204,3 +212,83 @@ def test_globs_absent_is_everything_and_empty_is_nothing() -> None:
     assert parse_globs(None) == ("*",)
     assert parse_globs("") == ()
     assert parse_globs("a, b*,,") == ("a", "b*")
+
+
+# When a key may vouch for something new
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-01-31T00:00:00Z", datetime(2026, 1, 31, tzinfo=UTC)),
+        ("2026-01-31t00:00:00.5z", datetime(2026, 1, 31, microsecond=500_000, tzinfo=UTC)),
+        ("2026-01-31T02:30:00+02:30", datetime(2026, 1, 31, tzinfo=UTC)),
+        ("2026-01-30T18:00:00-06:00", datetime(2026, 1, 31, tzinfo=UTC)),
+    ],
+)
+def test_a_window_is_read_as_rfc_3339(keys: Path, text: str, moment: datetime) -> None:
+    data = {"a.pub": (keys / "p256.pub").read_bytes()}
+    [key], problems = keys_from_secret("s", data, {"outrider.dev/not-before": text})
+    assert (key.not_before, key.not_after, problems) == (moment, None, [])
+    [key], _ = keys_from_secret("s", data, {"outrider.dev/not-after": text})
+    assert key.not_after == moment
+    assert key.is_valid_at(moment)
+    assert not key.is_valid_at(moment + timedelta(seconds=1))
+
+
+@pytest.mark.parametrize("annotation", ["outrider.dev/not-before", "outrider.dev/not-after"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "never",
+        "2026-01-31",
+        "2026-01-31T00:00:00",
+        "2026-01-31 00:00:00Z",
+        "2026-1-31T00:00:00Z",
+        "2026-02-30T00:00:00Z",
+        "2026-01-31T24:00:00Z",
+        "2026-01-31T00:00:60Z",
+        "2026-01-31T00:00:00+25:00",
+        "0001-01-01T00:00:00+23:00",
+        "9999-12-31T23:59:59-23:00",
+        "0000-01-01T00:00:00Z",
+        "٢٠٢٦-01-31T00:00:00Z",
+        "2026-01-31T00:00:00Z\n",
+        "1767225600",
+    ],
+)
+def test_a_window_that_cannot_be_read_makes_all_keys_of_its_secret_unusable(
+    keys: Path, annotation: str, text: str
+) -> None:
+    found, [problem] = keys_from_secret("release", {"a.pub": (keys / "p256.pub").read_bytes()}, {annotation: text})
+    assert found == []
+    assert (problem.origin, problem.reason) == ("secret/release", "KeyUnusable")
+    assert annotation in problem.message
+
+
+def test_a_window_that_ends_before_it_begins_is_a_problem(keys: Path) -> None:
+    annotations = {"outrider.dev/not-before": "2026-02-01T00:00:00Z", "outrider.dev/not-after": "2026-01-01T00:00:00Z"}
+    found, [problem] = keys_from_secret("release", {"a.pub": (keys / "p256.pub").read_bytes()}, annotations)
+    assert found == []
+    assert "is later than" in problem.message
+
+
+@given(st.text(max_size=30) | st.datetimes(timezones=st.timezones()).map(lambda moment: moment.isoformat()))
+def test_garbage_as_a_window_never_escapes_as_a_foreign_exception(text: str) -> None:
+    try:
+        begin, _ = parse_window(text, None, "secret/s")
+    except Stalling:
+        return
+    assert begin is not None
+    assert begin.tzinfo is UTC
+
+
+def test_keys_are_selected_for_a_moment(keys: Path) -> None:
+    pem = (keys / "p256.pub").read_bytes()
+    january, june = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 6, 1, tzinfo=UTC)
+    old = parse_public_key(pem, "old", not_after=january)
+    new = parse_public_key(pem, "new", not_before=june)
+    assert [key.origin for key in select_keys([old, new], "n", "c")] == ["old"]
+    assert [key.origin for key in select_keys([old, new], "n", "c", june)] == ["new"]
+    assert select_keys([old, new], "n", "c", june - timedelta(days=1)) == []

@@ -51,6 +51,14 @@ def list_map(*keys: str) -> dict[str, Any]:
 ATOMIC_LIST: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 SET_LIST: dict[str, Any] = {"x-kubernetes-list-type": "set"}
 
+
+def one_of(*fields: str) -> dict[str, Any]:
+    """Return the schema marks of an object of which exactly one of `fields` must be set."""
+    count = " + ".join(f"(has(self.{field}) ? 1 : 0)" for field in fields)
+    named = f"{', '.join(fields[:-1])} and {fields[-1]}"
+    return {"x-kubernetes-validations": [rule(f"{count} == 1", f"set exactly one of {named}")]}
+
+
 PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 
 IntOrPercent = Annotated[

@@ -4,7 +4,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from outrider.api.base import ATOMIC_LIST, IMMUTABLE, ApiModel, Conditions, Time, list_map, rule, worded
+from outrider.api.base import (
+    ATOMIC_LIST,
+    IMMUTABLE,
+    ApiModel,
+    Conditions,
+    Time,
+    list_map,
+    one_of,
+    rule,
+    worded,
+)
 
 SEMVER_PATTERN = (
     r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
@@ -38,8 +48,27 @@ Component = Annotated[
     ),
 ]
 
-Stage = Literal["Draft", "Testing", "Published"]
-Phase = Literal["Draft", "Testing", "Published"]
+Name = Annotated[str, Field(min_length=1, max_length=253)]
+Digest = Annotated[
+    str,
+    Field(
+        max_length=71,
+        pattern=r"^sha256:[a-f0-9]{64}$",
+        json_schema_extra=worded("write sha256: and 64 hex digits in lower case"),
+    ),
+]
+Url = Annotated[
+    str,
+    Field(
+        min_length=8,
+        max_length=2048,
+        pattern=r"^https?://[^\s@]+$",
+        json_schema_extra=worded("write an http:// or https:// URL without spaces, '@' or credentials"),
+    ),
+]
+
+Stage = Literal["Draft", "Testing", "Published", "Deprecated", "Revoked"]
+Phase = Literal["Draft", "Testing", "Published", "Deprecated", "Withdrawn", "Revoked"]
 
 
 class Platform(ApiModel):
@@ -54,83 +83,189 @@ class Platform(ApiModel):
         return f"{self.os}/{self.arch}"
 
 
+class SecretReference(ApiModel):
+    """A Secret of the same namespace."""
+
+    name: Name
+    """The Secret. The operator must be allowed to read it: see the installation guide."""
+
+
+class ConfigMapKey(ApiModel):
+    """A value in a ConfigMap of the same namespace."""
+
+    name: Name
+    """The ConfigMap."""
+    key: Name
+    """The key in its `data` or `binaryData`."""
+
+
 class HttpSource(ApiModel):
     """A file behind an http or https URL."""
 
-    url: Annotated[
-        str,
-        Field(
-            min_length=8,
-            max_length=2048,
-            pattern=r"^https?://[^\s@]+$",
-            json_schema_extra=worded("write an http:// or https:// URL without spaces, '@' or credentials"),
-        ),
-    ]
+    url: Url
     """Where the file is; without credentials. At most 5 redirects are followed."""
+    secret_ref: SecretReference | None = None
+    """A Secret with what the server asks for: `username` and `password`, or `token`, or `authorization` for the whole
+    header. It is sent to the URL's own host and to no other that it redirects to."""
+    ca_config_map: ConfigMapKey | None = None
+    """The authorities that may vouch for the server, in PEM, instead of the public ones."""
 
 
-class ConfigMapSource(ApiModel):
+class ConfigMapSource(ConfigMapKey):
     """A value in a ConfigMap of the same namespace: for small things such as scripts."""
 
-    name: Annotated[str, Field(min_length=1, max_length=253)]
-    """The ConfigMap."""
-    key: Annotated[str, Field(min_length=1, max_length=253)]
-    """The key in its `data` or `binaryData`."""
+
+class OciSource(ApiModel):
+    """A file in another OCI repository: a layer of the artifact that the reference names. It is copied in."""
+
+    reference: Annotated[
+        str,
+        Field(
+            max_length=512,
+            pattern=r"^[A-Za-z0-9.-]+(:[0-9]{1,5})?/[a-z0-9._/-]+@sha256:[a-f0-9]{64}$",
+            json_schema_extra=worded(
+                "write host[:port]/repository@sha256:<64 hex digits>; the digest is what `oras push` and "
+                "`oras resolve` print"
+            ),
+        ),
+    ]
+    """The artifact, by digest: `registry.example.com/team/agent@sha256:…`."""
+    secret_ref: SecretReference | None = None
+    """A Secret to pull with: of type kubernetes.io/dockerconfigjson, or with `username` and `password`."""
+
+
+class StoredSource(ApiModel):
+    """A file that is in the operator's registry already, in the repository of this component."""
+
+    digest: Digest
+    """The blob's digest; it says the same as `sha256`."""
+
+
+class ImageSource(ApiModel):
+    """A container image: it is pinned to its digest, and stays where it is unless it is to be copied."""
+
+    reference: Annotated[
+        str,
+        Field(
+            max_length=512,
+            pattern=r"^[A-Za-z0-9.-]+(:[0-9]{1,5})?/[a-z0-9._/-]+(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[a-f0-9]{64})?$",
+            json_schema_extra=worded(
+                "write host[:port]/repository:tag or host[:port]/repository@sha256:<64 hex digits>"
+            ),
+        ),
+    ]
+    """The image. Whatever a tag names at first, only the digest in `sha256` is accepted, and only that is used."""
+    secret_ref: SecretReference | None = None
+    """A Secret to pull with: of type kubernetes.io/dockerconfigjson, or with `username` and `password`."""
+    copy_to_registry: Annotated[bool, Field(alias="copy")] = False
+    """Copy the image and its signatures into the operator's registry, and let nodes pull it from there."""
 
 
 class Source(ApiModel):
     """Where an artifact's bytes come from: exactly one field is set."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                rule(
-                    "(has(self.http) ? 1 : 0) + (has(self.configMap) ? 1 : 0) == 1",
-                    "set exactly one of http and configMap",
-                )
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra=one_of("http", "oci", "stored", "configMap", "image"))
 
     http: HttpSource | None = None
     """A file behind an http or https URL."""
+    oci: OciSource | None = None
+    """A file in another OCI repository."""
+    stored: StoredSource | None = None
+    """A file that is in the operator's registry already."""
     config_map: ConfigMapSource | None = None
     """A value in a ConfigMap of the same namespace."""
+    image: ImageSource | None = None
+    """A container image."""
+
+
+class DocumentHttp(ApiModel):
+    """A document behind an http or https URL."""
+
+    url: Url
+    """Where the document is; without credentials."""
+
+
+class Document(ApiModel):
+    """A JSON document of at most 512 KiB: exactly one field is set."""
+
+    model_config = ConfigDict(json_schema_extra=one_of("inline", "configMap", "http"))
+
+    inline: Annotated[str, Field(min_length=2, max_length=65536)] | None = None
+    """The document itself, at most 64 KiB."""
+    config_map: ConfigMapKey | None = None
+    """A value in a ConfigMap of the same namespace."""
+    http: DocumentHttp | None = None
+    """A document behind an http or https URL."""
 
 
 class Signature(ApiModel):
-    """A signature over the artifact's bytes by a key that the operator trusts."""
+    """A signature over the artifact by a key that the operator trusts: exactly one field is set."""
 
-    inline: Annotated[
-        str,
-        Field(
-            min_length=8,
-            max_length=2048,
-            pattern=r"^[A-Za-z0-9+/=\s]+$",
-            json_schema_extra=worded("write the signature in base64: openssl dgst -sha256 -sign KEY FILE | base64 -w0"),
-        ),
-    ]
+    model_config = ConfigDict(json_schema_extra=one_of("inline", "bundle", "statement"))
+
+    inline: (
+        Annotated[
+            str,
+            Field(
+                min_length=8,
+                max_length=4096,
+                pattern=r"^[A-Za-z0-9+/=\s]+$",
+                json_schema_extra=worded(
+                    "write the signature in base64: openssl dgst -sha256 -sign KEY FILE | base64 -w0"
+                ),
+            ),
+        ]
+        | None
+    ) = None
     """The detached signature in base64, as `openssl dgst -sha256 -sign KEY FILE | base64 -w0` or `cosign sign-blob`
-    make it."""
+    make it. It covers the bytes and nothing else."""
+    bundle: Document | None = None
+    """A sigstore bundle v0.3 made with a key, as `cosign sign-blob --bundle` and `cosign attest-blob --bundle` make
+    it."""
+    statement: Document | None = None
+    """A signed statement, as `outrider sign` makes it: an in-toto statement in a DSSE envelope that names component,
+    version, platform, size and hash. It vouches for this version and no other."""
 
 
 class Artifact(ApiModel):
     """The bytes for one platform."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "has(self.signature) || has(self.source.oci) || has(self.source.image)",
+                    "signature is required: only artifacts from oci and image may bring their own (cosign sign)",
+                ),
+                rule(
+                    "has(self.fileName) != has(self.source.image)",
+                    "fileName is required, and only an image has none",
+                ),
+                rule(
+                    "!has(self.source.stored) || self.source.stored.digest == 'sha256:' + self.sha256",
+                    "source.stored.digest and sha256 must be the same hash",
+                ),
+            ]
+        }
+    )
+
     platform: Platform
     """The platform that the bytes are for; each platform at most once."""
-    file_name: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=128,
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-            json_schema_extra=worded(
-                "write a file name without a directory: letters, digits, '.', '_' and '-', first a letter or digit"
+    file_name: (
+        Annotated[
+            str,
+            Field(
+                min_length=1,
+                max_length=128,
+                pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+                json_schema_extra=worded(
+                    "write a file name without a directory: letters, digits, '.', '_' and '-', first a letter or digit"
+                ),
             ),
-        ),
-    ]
-    """The name of the file on the node."""
+        ]
+        | None
+    ) = None
+    """The name of the file on the node. Required, but for images, which have none."""
     sha256: Annotated[
         str,
         Field(
@@ -139,11 +274,106 @@ class Artifact(ApiModel):
             json_schema_extra=worded("write 64 hex digits in lower case, as sha256sum prints them"),
         ),
     ]
-    """The expected SHA-256 of the file: 64 hex digits."""
+    """The expected SHA-256 of the file: 64 hex digits. Of an image: its digest without `sha256:`."""
     source: Source
     """Where the bytes come from."""
-    signature: Signature
-    """Who vouches for them."""
+    signature: Signature | None = None
+    """Who vouches for them. It may be left out for `oci` and `image`, whose cosign signatures are looked for where they
+    lie. It may be changed after publication: that is how a version is signed again with a new key."""
+
+
+Glob = Annotated[str, Field(min_length=1, max_length=128)]
+VersionRange = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Requires(ApiModel):
+    """Another component that must run on the same node."""
+
+    component: Component
+    """The other component, of the same namespace."""
+    version_range: VersionRange
+    """Its acceptable versions, in npm's syntax: `>=2.0.0 <3`, `^1.4`, `~1.4.2 || 2.x`."""
+
+
+class Compatibility(ApiModel):
+    """What a node must be like; all that is set must hold. The artifacts decide about system and processor."""
+
+    os_image: Annotated[list[Glob], Field(max_length=32, json_schema_extra=ATOMIC_LIST)] = []
+    """Globs over the node's `status.nodeInfo.osImage`, such as `Debian*12*`; one must match."""
+    kernel_version: VersionRange | None = None
+    """Acceptable kernels in npm's syntax, compared by their first three numbers: `>=5.10`."""
+    kubelet_version: VersionRange | None = None
+    """Acceptable kubelets in npm's syntax, compared by their first three numbers: `>=1.30 <2`."""
+    requires: Annotated[list[Requires], Field(max_length=16, json_schema_extra=list_map("component"))] = []
+    """Other components that must run on the node. Each needs a published version in its range."""
+
+
+Map = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=50)]
+
+
+class TemplateMetadata(ApiModel):
+    """Labels and annotations of what is made from a template."""
+
+    labels: Map = {}
+    """Labels."""
+    annotations: Map = {}
+    """Annotations."""
+
+
+class JobSpec(ApiModel):
+    """What of a Job's spec a test may say."""
+
+    template: Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+    """A PodTemplateSpec, checked by the API server when the Job is created. Where the artifact is an image, containers
+    without an image get the verified one."""
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=86400)] = 600
+    """After so long the test has failed."""
+    backoff_limit: Annotated[int, Field(ge=0, le=10)] = 0
+    """How often a failed pod is tried again before the test has failed."""
+
+
+class JobTemplate(ApiModel):
+    """A JobTemplateSpec, as in a CronJob."""
+
+    metadata: Annotated[TemplateMetadata, Field(json_schema_extra={"default": {}})] = TemplateMetadata()
+    """Labels and annotations of the Job."""
+    spec: JobSpec
+    """The Job."""
+
+
+class JobTest(ApiModel):
+    """A Job that the operator runs; its success is the version's."""
+
+    template: JobTemplate
+    """The Job. The verified artifact is mounted into all its containers."""
+    mount_path: Annotated[
+        str,
+        Field(
+            min_length=2,
+            max_length=1024,
+            pattern=r"^/[^:]+$",
+            json_schema_extra=worded("write an absolute path other than '/', without ':', such as /opt/artifact"),
+        ),
+    ] = "/opt/artifact"
+    """Where the containers see the directory that holds the artifact's file, read-only."""
+
+
+class ManualTest(ApiModel):
+    """A person's verdict, given by the annotation that the condition Tested names."""
+
+    instructions: Annotated[str, Field(max_length=1024)] = ""
+    """What the person should look at."""
+
+
+class VersionTest(ApiModel):
+    """How a version is tested before it is published: exactly one field is set."""
+
+    model_config = ConfigDict(json_schema_extra=one_of("job", "manual"))
+
+    job: JobTest | None = None
+    """By a Job."""
+    manual: ManualTest | None = None
+    """By a person."""
 
 
 class ComponentVersionSpec(ApiModel):
@@ -160,7 +390,10 @@ class ComponentVersionSpec(ApiModel):
     release_notes: Annotated[str, Field(max_length=16384)] = ""
     """What changed, for people."""
     stage: Stage = "Published"
-    """How far the author wants the version to go. Status says how far it got."""
+    """How far the author wants the version to go. Status says how far it got. Once published it can only become
+    Deprecated (and Published again) or Revoked, and Revoked is final."""
+    expires_at: Time | None = None
+    """From then on a published version is Deprecated, and one that is not is not published any more."""
     artifacts: Annotated[
         list[Artifact],
         Field(
@@ -177,7 +410,11 @@ class ComponentVersionSpec(ApiModel):
             },
         ),
     ]
-    """The bytes, one artifact per platform."""
+    """The bytes, one artifact per platform. Once the version has left Draft only their signatures can be changed."""
+    compatibility: Compatibility | None = None
+    """What a node must be like; any node that there is an artifact for when left out."""
+    testing: VersionTest | None = None
+    """How the version is tested; the phase Testing is passed through when left out."""
 
 
 class StoredSignature(ApiModel):
@@ -186,9 +423,11 @@ class StoredSignature(ApiModel):
     key_fingerprint: str
     """`sha256:` and the hex digest of the key's DER SubjectPublicKeyInfo."""
     format: str
-    """The signature format: `Detached`."""
+    """Detached, SigstoreBundle, SigstoreAttestation, CosignClassic or OutriderStatement."""
+    binds: bool = False
+    """Whether it vouches for this component, version and platform, and not for the bytes alone."""
     verified_at: Time
-    """When the stored bytes were read back and verified."""
+    """When the stored bytes were read back and verified last."""
 
 
 class StoredArtifact(ApiModel):
@@ -206,8 +445,36 @@ class StoredArtifact(ApiModel):
     """Where the registry serves the bytes."""
     spec_hash: str
     """Hash of the spec entry that was stored, so that a change is noticed."""
+    kind: Literal["File", "Image"] = "File"
+    """Whether it is a file or a container image."""
     signature: StoredSignature | None = None
-    """Set once verified."""
+    """Set once verified, and taken away when it does not verify any more."""
+
+
+class RecordedTest(ApiModel):
+    """What came out of the test of one content. A test runs once per content, or when it is asked for again."""
+
+    content: str
+    """Hash of what was tested: artifacts, rules, the test itself, and the request to test again."""
+    state: Literal["Running", "Passed", "Failed"]
+    """How it stands."""
+    job: str | None = None
+    """The Job, in the same namespace."""
+    started_at: Time | None = None
+    """When it began."""
+    finished_at: Time | None = None
+    """When it ended."""
+    message: str = ""
+    """What the Job said, or who gave the verdict; with the last lines of the log when it failed. At most 2 KiB."""
+
+
+class Usage(ApiModel):
+    """Who needs a version. It cannot be deleted while somebody does."""
+
+    nodes: int = 0
+    """Nodes that run it, or are on their way to it."""
+    rollouts: Annotated[list[str], Field(max_length=20, json_schema_extra=ATOMIC_LIST)] = []
+    """Rollouts that want it, or may return to it; at most 20 are named."""
 
 
 class ComponentVersionStatus(ApiModel):
@@ -216,7 +483,7 @@ class ComponentVersionStatus(ApiModel):
     observed_generation: int = -1
     """The metadata.generation that this status speaks of; -1 before the first reconciliation."""
     phase: Phase | None = None
-    """Draft, Testing or Published."""
+    """Draft, Testing, Published, Deprecated, Withdrawn or Revoked."""
     published_at: Time | None = None
     """When it was published first. Set once, never removed."""
     latest: bool = False
@@ -225,9 +492,21 @@ class ComponentVersionStatus(ApiModel):
     """The OCI index over all platforms, pinned by digest; set once published."""
     artifacts: Annotated[list[StoredArtifact], Field(max_length=12, json_schema_extra=list_map("platform"))] = []
     """What lies in the registry, one entry per platform."""
+    test: RecordedTest | None = None
+    """The newest test."""
+    usage: Usage | None = None
+    """Who needs it; unset when nobody does."""
     conditions: Conditions = []
-    """Ready, Reconciling, Stalled, Stored, Verified, Tested."""
+    """Ready, Reconciling, Stalled, Compatible, Stored, Verified, Tested, Deprecated."""
 
+
+_NEVER_PUBLISHED = "!has(oldSelf.status) || !has(oldSelf.status.publishedAt)"
+_IN_DRAFT = "!has(oldSelf.status) || !has(oldSelf.status.phase) || oldSelf.status.phase == 'Draft'"
+_SAME_ARTIFACTS = (
+    "size(self.spec.artifacts) == size(oldSelf.spec.artifacts) && self.spec.artifacts.all(a, "
+    "oldSelf.spec.artifacts.exists(b, a.platform == b.platform && a.sha256 == b.sha256 && a.source == b.source && "
+    "a.?fileName == b.?fileName))"
+)
 
 COMPONENT_VERSION_RULES: list[dict[str, Any]] = [
     rule(
@@ -239,9 +518,22 @@ COMPONENT_VERSION_RULES: list[dict[str, Any]] = [
         ),
     ),
     rule(
-        "!has(oldSelf.status) || !has(oldSelf.status.publishedAt) || "
-        "(self.spec.artifacts == oldSelf.spec.artifacts && self.spec.stage == oldSelf.spec.stage)",
-        "a version that was published cannot be changed; create a new version instead",
+        f"{_IN_DRAFT} || ({_SAME_ARTIFACTS} && self.spec.?compatibility == oldSelf.spec.?compatibility)",
+        "a version that has left Draft cannot be changed, but for the signatures of its artifacts; create a new "
+        "version instead (or, if it was never published, set spec.stage to Draft first)",
+    ),
+    rule(
+        f"{_NEVER_PUBLISHED} || self.spec.?testing == oldSelf.spec.?testing",
+        "the test of a version that was published cannot be changed; create a new version instead",
+    ),
+    rule(
+        f"{_NEVER_PUBLISHED} || self.spec.stage in ['Published', 'Deprecated', 'Revoked']",
+        "a version that was published cannot become a draft again; set spec.stage to Deprecated or Revoked, or create "
+        "a new version",
+    ),
+    rule(
+        "oldSelf.spec.stage != 'Revoked' || self.spec.stage == 'Revoked'",
+        "spec.stage Revoked is final; create a new version instead",
     ),
     rule(
         "!has(oldSelf.status) || !has(oldSelf.status.publishedAt) || "

@@ -34,6 +34,15 @@ ANNOTATION_PLATFORMS: Final = f"{GROUP}/platforms"
 ANNOTATION_RECONCILE: Final = f"{GROUP}/reconcile-requested-at"
 """A nonce: when it changes, what failed is tried again at once."""
 
+ANNOTATION_RETEST: Final = f"{GROUP}/retest-requested-at"
+"""A nonce on a ComponentVersion: when it changes, a version that is not published is tested again."""
+ANNOTATION_VERDICT: Final = f"{GROUP}/test-verdict"
+"""On a ComponentVersion: `pass:<content>` or `fail:<content>`, a person's verdict on the content with that hash."""
+ANNOTATION_TEST: Final = f"{GROUP}/test-content"
+"""On a test's Job: the hash of the content that it tests."""
+LABEL_COMPONENT_VERSION: Final = f"{GROUP}/component-version"
+"""On a test's Job and its pods: the UID of the ComponentVersion."""
+
 # On nodes.
 ASSIGNMENT_PREFIX: Final = f"agents.{GROUP}/"
 ASSIGNMENT_NONE: Final = "none"
@@ -46,8 +55,15 @@ LABEL_EXCLUDE: Final = f"{GROUP}/exclude"
 LABEL_TRUST_KEY: Final = f"{GROUP}/trust-key"
 ANNOTATION_KEY_COMPONENTS: Final = f"{GROUP}/components"
 ANNOTATION_KEY_NAMESPACES: Final = f"{GROUP}/namespaces"
+ANNOTATION_KEY_NOT_BEFORE: Final = f"{GROUP}/not-before"
+ANNOTATION_KEY_NOT_AFTER: Final = f"{GROUP}/not-after"
+"""On trust Secrets: when their keys may vouch for something new (RFC 3339); what was published before stays."""
+STATEMENT_TYPE: Final = f"https://{GROUP}/statement/v1"
+"""The in-toto predicate type of the statement that binds a file to component, version and platform."""
 
 FINALIZER: Final = f"{GROUP}/finish-moves"
+FINALIZER_VERSION: Final = f"{GROUP}/stored-artifacts"
+"""On a ComponentVersion: what it has stored in the registry is deleted before it goes."""
 
 # Field managers are stable: GitOps tools ignore fields by them.
 FIELD_MANAGER: Final = "outrider"
@@ -56,6 +72,8 @@ FIELD_MANAGER_STATUS: Final = "outrider-status"
 # In the registry.
 ARTIFACT_TYPE: Final = "application/vnd.outrider.component.v1"
 LAYER_TYPE: Final = "application/octet-stream"
+EVIDENCE_TYPE: Final = "application/vnd.outrider.evidence.v1+json"
+"""What lies beside an artifact as an OCI referrer: a signature, and what leads from it to the file."""
 
 # Environment and paths of the init container.
 FETCH_CONTAINER: Final = "outrider-fetch"

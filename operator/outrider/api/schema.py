@@ -258,6 +258,9 @@ class _Translation:
         source, open_references = self._inline(source, path, open_references)
         if source.get("x-outrider-schema") == "PodTemplateSpec":
             return {"description": source["description"], **pod_template()}
+        if source.get("x-kubernetes-preserve-unknown-fields"):
+            # Somebody else checks it: the API server, when the object that it is for is created.
+            return {key: source[key] for key in ("description", "type", "x-kubernetes-preserve-unknown-fields")}
         _reject_unknown(source, path)
 
         target: Schema = {key: source[key] for key in _COPIED if key in source}

@@ -21,7 +21,9 @@ from outrider.adapters.ingest import FILE_NAME, ArtifactManifest, parse_artifact
 from outrider.adapters.registry import OciRegistry, RegistrySettings
 from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.node.config import Config
+from outrider.trust.detached import decode_signature
 from outrider.trust.digest import Sha256Stream
+from outrider.trust.evidence import Evidence
 from outrider.trust.keys import KEY_SUFFIX, TrustedKey, parse_public_key
 from outrider.trust.verify import Verification, verify_artifact
 
@@ -130,7 +132,7 @@ def _fetch_once(config: Config, platform: str, log: Log) -> Path:
 
             # 5. and 6. Without a pinned hash that of the manifest stands, which the pinned index leads to.
             expected = config.digests.get(platform, manifest.blob.digest.removeprefix("sha256:"))
-            proof = _verify(config, expected, sha256, facts.signature, log)
+            proof = _verify(config, platform, expected, sha256, facts.signature, log)
             log(f"verified: sha256 {sha256}, signed by {proof.key_fingerprint}")
 
             # 7.
@@ -225,13 +227,16 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _verify(config: Config, expected: str, actual: str, signature: str, log: Log) -> Verification:
+def _verify(config: Config, platform: str, expected: str, actual: str, signature: str, log: Log) -> Verification:
     return verify_artifact(
         component=config.component,
         namespace=config.namespace,
+        version=config.version,
+        platform=platform,
+        size=None,
         expected_sha256=expected,
         actual_sha256=actual,
-        signature=signature,
+        evidence=[Evidence("Detached", decode_signature(signature))],
         keys=_keys(config, log),
     )
 
@@ -278,7 +283,7 @@ def _verified_before(config: Config, platform: str, log: Log) -> Path | None:
     if sha256 is None:
         return None
     try:
-        _verify(config, config.digests.get(platform, record.sha256), sha256, record.signature, log)
+        _verify(config, platform, config.digests.get(platform, record.sha256), sha256, record.signature, log)
     except Stalling as error:
         log(f"{target} is here, but does not pass ({error.reason}); fetching it again")
         return None

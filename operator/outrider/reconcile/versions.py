@@ -32,6 +32,8 @@ from outrider.core import version as planning
 from outrider.core.version import Done, Failure, Running, VersionSnapshot
 from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
+from outrider.trust.detached import decode_signature
+from outrider.trust.evidence import Evidence
 from outrider.trust.verify import verify_artifact
 
 logger = logging.getLogger(__name__)
@@ -279,7 +281,11 @@ class VersionReconciler:
                         registry, repository, source, artifact.sha256, field=f"spec.artifacts[{platform}].sha256"
                     )
             facts = ingest.ArtifactFacts(
-                spec.component, spec.version, platform, artifact.file_name, artifact.signature.inline
+                spec.component,
+                spec.version,
+                platform,
+                artifact.file_name or "",
+                (artifact.signature and artifact.signature.inline) or "",
             )
             manifest = ingest.store_artifact_manifest(registry, repository, blob, facts)
             return StoredArtifact(
@@ -319,7 +325,7 @@ class VersionReconciler:
             # Somebody swept it up: an entry that is no entry's makes the planner store it again.
             return stored.model_copy(update={"spec_hash": "missing"})
         said = (found.facts.component, found.facts.version, found.facts.platform, found.facts.file_name)
-        meant = (spec.component, spec.version, str(artifact.platform), artifact.file_name)
+        meant = (spec.component, spec.version, str(artifact.platform), artifact.file_name or "")
         if said != meant:
             raise Stalling(
                 "ManifestInvalid",
@@ -329,9 +335,12 @@ class VersionReconciler:
         proof = verify_artifact(
             component=spec.component,
             namespace=namespace,
+            version=spec.version,
+            platform=str(artifact.platform),
+            size=found.size,
             expected_sha256=artifact.sha256,
             actual_sha256=found.sha256,
-            signature=found.facts.signature,
+            evidence=[Evidence("Detached", decode_signature(found.facts.signature))],
             keys=self._trust.keys,
             trust_namespace=self._settings.namespace,
         )

@@ -1,30 +1,19 @@
-"""Detached signatures over a whole file, checked from the file's SHA-256 alone.
+"""Detached signatures over a whole file: how they are written as text.
 
 What makes them: `openssl dgst -sha256 -sign KEY FILE` and `cosign sign-blob --key KEY FILE` (the raw signature, not the
-bundle). Both sign the SHA-256 of the file: ECDSA as ASN.1 DER (X9.62) with SHA-256 on either curve, RSA as PKCS#1 v1.5
-(RFC 8017, 8.2). As only the digest enters, a file of any size is checked in constant memory.
+bundle). As only the digest of the file enters, a file of any size is checked in constant memory.
 """
 
 import base64
 import binascii
-from typing import Final, Literal
-
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding
-from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from typing import Final
 
 from outrider.api.errors import Stalling
-from outrider.trust.keys import TrustedKey
-
-FORMAT: Final[Literal["Detached"]] = "Detached"
-"""The name of this signature format in status."""
 
 MAX_TEXT_BYTES: Final = 8 * 1024
 """Larger than the base64 of any signature by an accepted key (2,048 bytes for RSA 16384), line breaks included."""
 
 _WHITESPACE: Final = " \t\r\n"
-_SHA256_BYTES: Final = 32
 _HOW: Final = "give the detached signature in base64: openssl dgst -sha256 -sign KEY FILE | base64 -w0"
 
 
@@ -58,24 +47,6 @@ def decode_signature(text: str) -> bytes:
 def encode_signature(signature: bytes) -> str:
     """Return the canonical base64 text of a raw signature: one line, padded."""
     return base64.b64encode(signature).decode("ascii")
-
-
-def is_signed_by(key: TrustedKey, sha256: bytes, signature: bytes) -> bool:
-    """Say whether `signature` was made by `key` over the file whose SHA-256 is `sha256` (32 bytes).
-
-    Whatever goes wrong inside the library counts as no.
-    """
-    if len(sha256) != _SHA256_BYTES:
-        return False
-    prehashed = Prehashed(hashes.SHA256())
-    try:
-        if isinstance(key.public_key, ec.EllipticCurvePublicKey):
-            key.public_key.verify(signature, sha256, ec.ECDSA(prehashed))
-        else:
-            key.public_key.verify(signature, sha256, padding.PKCS1v15(), prehashed)
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
-        return False
-    return True
 
 
 def _malformed(what: str) -> Stalling:

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -18,7 +19,12 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from outrider.api.errors import Stalling
-from outrider.api.names import ANNOTATION_KEY_COMPONENTS, ANNOTATION_KEY_NAMESPACES
+from outrider.api.names import (
+    ANNOTATION_KEY_COMPONENTS,
+    ANNOTATION_KEY_NAMESPACES,
+    ANNOTATION_KEY_NOT_AFTER,
+    ANNOTATION_KEY_NOT_BEFORE,
+)
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
@@ -37,6 +43,10 @@ _ACCEPTED: Final = "use ECDSA P-256 (recommended), ECDSA P-384 or RSA with at le
 _CURVES: Final = {"secp256r1": "P-256", "secp384r1": "P-384"}
 _BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 _LABEL: Final = re.compile(rb"-----BEGIN ([^\r\n]*?)-----")
+_TIME: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
+"""RFC 3339, 5.6: the offset is not optional, as a time without one means something else everywhere."""
 _PUBLIC_LABELS: Final = (b"PUBLIC KEY", b"RSA PUBLIC KEY")
 
 
@@ -57,10 +67,18 @@ class TrustedKey:
     """Globs over component names that this key may vouch for; an empty tuple matches nothing."""
     namespaces: tuple[str, ...] = EVERYTHING
     """Globs over namespaces of the versions that this key may vouch for; an empty tuple matches nothing."""
+    not_before: datetime | None = None
+    """From when on this key may vouch for something new; None: from ever."""
+    not_after: datetime | None = None
+    """Until when, inclusive, this key may vouch for something new; None: for ever."""
+
+    def is_valid_at(self, at: datetime) -> bool:
+        """Say whether this key may vouch for something that is published at a moment (with a time zone)."""
+        return (self.not_before is None or self.not_before <= at) and (self.not_after is None or at <= self.not_after)
 
     def covers(self, namespace: str, component: str) -> bool:
         """Say whether this key may vouch for a component's versions in a namespace."""
-        return _matches(self.namespaces, namespace) and _matches(self.components, component)
+        return matches(self.namespaces, namespace) and matches(self.components, component)
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,8 @@ def parse_public_key(
     *,
     components: tuple[str, ...] = EVERYTHING,
     namespaces: tuple[str, ...] = EVERYTHING,
+    not_before: datetime | None = None,
+    not_after: datetime | None = None,
     allow_rsa_2048: bool = False,
 ) -> TrustedKey:
     """Return the one public key in `pem`, which came from `origin`.
@@ -111,6 +131,8 @@ def parse_public_key(
         origin=origin,
         components=components,
         namespaces=namespaces,
+        not_before=not_before,
+        not_after=not_after,
     )
 
 
@@ -127,6 +149,15 @@ def keys_from_secret(
     namespaces = parse_globs(annotations.get(ANNOTATION_KEY_NAMESPACES))
     keys: list[TrustedKey] = []
     problems: list[KeyProblem] = []
+
+    # A window that cannot be read might have been meant to end yesterday: no key of this Secret is used then.
+    try:
+        not_before, not_after = parse_window(
+            annotations.get(ANNOTATION_KEY_NOT_BEFORE), annotations.get(ANNOTATION_KEY_NOT_AFTER), f"secret/{name}"
+        )
+    except Stalling as error:
+        return keys, [KeyProblem(f"secret/{name}", error.reason, error.message)]
+
     names = sorted(key for key in data if key.endswith(KEY_SUFFIX))
     if not names:
         message = (
@@ -141,6 +172,8 @@ def keys_from_secret(
                 origin,
                 components=components,
                 namespaces=namespaces,
+                not_before=not_before,
+                not_after=not_after,
                 allow_rsa_2048=allow_rsa_2048,
             )
         except Stalling as error:
@@ -150,11 +183,17 @@ def keys_from_secret(
     return keys, problems
 
 
-def select_keys(keys: Iterable[TrustedKey], namespace: str, component: str) -> list[TrustedKey]:
-    """Return the keys that may vouch for a component in a namespace, each key once, ordered by fingerprint."""
+def select_keys(
+    keys: Iterable[TrustedKey], namespace: str, component: str, at: datetime | None = None
+) -> list[TrustedKey]:
+    """Return the keys that may vouch for a component in a namespace, each key once, ordered by fingerprint.
+
+    With `at`, only those that may vouch for something new at that moment. A key that is given more than once counts if
+    it does so in any of its places.
+    """
     selected: dict[str, TrustedKey] = {}
     for key in keys:
-        if key.covers(namespace, component):
+        if key.covers(namespace, component) and (at is None or key.is_valid_at(at)):
             selected.setdefault(key.fingerprint, key)
     return [selected[fingerprint] for fingerprint in sorted(selected)]
 
@@ -167,6 +206,22 @@ def build_key_files(keys: Iterable[TrustedKey]) -> dict[str, str]:
     }
 
 
+def parse_window(not_before: str | None, not_after: str | None, origin: str) -> tuple[datetime | None, datetime | None]:
+    """Return the window in which keys may vouch for something new, from two annotations (None: absent).
+
+    `origin` is what messages call the Secret. Raises Stalling(KeyUnusable).
+    """
+    begin = _parse_time(not_before, ANNOTATION_KEY_NOT_BEFORE, origin)
+    end = _parse_time(not_after, ANNOTATION_KEY_NOT_AFTER, origin)
+    if begin is not None and end is not None and begin > end:
+        raise Stalling(
+            "KeyUnusable",
+            f"no key in {origin} is used: {ANNOTATION_KEY_NOT_BEFORE} is later than {ANNOTATION_KEY_NOT_AFTER}; "
+            "correct the annotations",
+        )
+    return begin, end
+
+
 def parse_globs(value: str | None) -> tuple[str, ...]:
     """Return the globs of a comma-separated annotation: everything if it is absent, nothing if it is empty."""
     if value is None:
@@ -174,7 +229,24 @@ def parse_globs(value: str | None) -> tuple[str, ...]:
     return tuple(glob for part in value.split(",") if (glob := part.strip()))
 
 
-def _matches(globs: tuple[str, ...], value: str) -> bool:
+def _parse_time(text: str | None, annotation: str, origin: str) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        if _TIME.fullmatch(text) is None:
+            raise ValueError
+        # In UTC from the start: only then can every two moments be compared.
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise Stalling(
+            "KeyUnusable",
+            f"no key in {origin} is used: the annotation {annotation} is not a time such as 2026-01-31T00:00:00Z "
+            "(RFC 3339); correct it or remove it",
+        ) from None
+
+
+def matches(globs: tuple[str, ...], value: str) -> bool:
+    """Say whether any of some globs matches a name; case matters."""
     return any(fnmatchcase(value, glob) for glob in globs)
 
 
