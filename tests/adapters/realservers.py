@@ -77,7 +77,7 @@ class RealRegistry:
     def start(self) -> Self:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [toolchain.tool("registry"), "serve", self.folder / "config.yml"],
+                self._command(),
                 stdout=log,
                 stderr=log,
                 env={"OTEL_TRACES_EXPORTER": "none", "OTEL_SDK_DISABLED": "true", "HOME": "/"},
@@ -127,6 +127,9 @@ class RealRegistry:
     def upload_bytes(self) -> int:
         """Return how many bytes of unfinished uploads lie about."""
         return sum(path.stat().st_size for path in self.data.glob("**/_uploads/*/data"))
+
+    def _command(self) -> list[str | Path]:
+        return [toolchain.tool("registry"), "serve", self.folder / "config.yml"]
 
     def _serves(self) -> bool:
         connection = http.client.HTTPConnection(self.host, timeout=2)
@@ -307,6 +310,8 @@ class FlakyProxy:
         self._target = port
         self.cut_after: list[int] = []
         """For each of the next connections, the bytes after which it breaks; others live on."""
+        self.cut_uploads_after: list[int] = []
+        """The same, in bytes towards the registry."""
         self.connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -330,7 +335,8 @@ class FlakyProxy:
             far = socket.create_connection(("127.0.0.1", self._target))
             self._sockets += [near, far]
             limit = self.cut_after.pop(0) if self.cut_after else None
-            threading.Thread(target=self._pump, args=(near, far, None), daemon=True).start()
+            upward = self.cut_uploads_after.pop(0) if self.cut_uploads_after else None
+            threading.Thread(target=self._pump, args=(near, far, upward), daemon=True).start()
             threading.Thread(target=self._pump, args=(far, near, limit), daemon=True).start()
 
     @staticmethod
@@ -340,6 +346,10 @@ class FlakyProxy:
             while data := source.recv(65536):
                 count += len(data)
                 if limit is not None and count > limit:
+                    sink.sendall(data[: limit - count])
+                    # What else the source sends is refused instead of piling up unread.
+                    source.shutdown(socket.SHUT_RD)
+                    source.close()
                     break
                 sink.sendall(data)
         except OSError:
