@@ -221,10 +221,9 @@ class VersionSteps:
         spec, stored, artifact = subject.spec, step.stored, step.artifact
         repository, digest = self._repository(subject), _digest_of(stored.reference)
         with self._registry() as registry:
-            if step.thorough:
-                found = ingest.read_back(registry, repository, digest, self._trust.keys, cancelled=cancelled)
-            else:
-                found = ingest.look_up(registry, repository, digest)
+            if not step.thorough and (proof := self._judge_again(registry, repository, subject, step)) is not None:
+                return _proven(step, proof, stored.signature)
+            found = ingest.read_back(registry, repository, digest, keys=self._trust.keys, cancelled=cancelled)
             if found is None:
                 # Somebody swept it up: the planner has it stored again.
                 return stored.model_copy(update={"spec_hash": MISSING, "signature": None})
@@ -238,35 +237,40 @@ class VersionSteps:
                 )
             if not step.first:
                 self._keep_index(registry, repository, subject)
-        return self._proven(subject, step, self._judge(subject, step, found.sha256, found.size, found.evidence))
+        return _proven(step, self._judge(subject, step, found), None)
 
-    def _judge(
-        self, subject: Subject, step: Verify, sha256: str, size: int, evidence: Sequence[Evidence]
-    ) -> Verification:
+    def _judge_again(
+        self, registry: OciRegistry, repository: str, subject: Subject, step: Verify
+    ) -> Verification | None:
+        """Return the proof that the present keys give without the bytes being read; None if there is none that way.
+
+        None is no verdict: some signatures need more than the hash that is known. Then the bytes are read.
+        """
+        found = ingest.look_up(registry, repository, _digest_of(step.stored.reference))
+        if found is None:
+            return None
+        try:
+            return self._judge(subject, step, found)
+        except Stalling:
+            return None
+
+    def _judge(self, subject: Subject, step: Verify, found: ingest.StoredArtifact) -> Verification:
         spec, artifact = subject.spec, step.artifact
         return verify_artifact(
             component=spec.component,
             namespace=subject.namespace,
             version=spec.version,
             platform=str(artifact.platform),
-            size=size,
+            size=found.size,
             expected_sha256=artifact.sha256,
-            actual_sha256=sha256,
-            evidence=evidence,
+            actual_sha256=found.sha256,
+            evidence=found.evidence,
             keys=self._trust.keys,
             at=clock.now() if step.first else None,
             require_binding=self._settings.require_binding,
             trust_namespace=self._settings.namespace,
+            further_digests=found.further_digests,
         )
-
-    def _proven(self, subject: Subject, step: Verify, proof: Verification) -> StoredArtifact:
-        before = step.stored.signature
-        # Only reading the bytes moves the time of the proof.
-        verified_at = clock.now() if step.thorough or before is None else before.verified_at
-        signature = StoredSignature(
-            key_fingerprint=proof.key_fingerprint, format=proof.format, binds=proof.binds, verified_at=verified_at
-        )
-        return step.stored.model_copy(update={"signature": signature})
 
     def _keep_index(self, registry: OciRegistry, repository: str, subject: Subject) -> None:
         """Write a published version's index again if somebody has deleted it: the same bytes have the same digest."""
@@ -304,13 +308,16 @@ class VersionSteps:
 
     def _delete(self, subject: Subject, artifacts: Sequence[StoredArtifact], reference: str | None) -> None:
         with self._registry() as registry:
+            repository = self._repository(subject)
+            index = _digest_of(reference) if reference is not None else None
+            if index is None and (draft := ingest.draft_index(registry, repository, subject.spec.version)) is not None:
+                index = draft.digest
             ingest.delete_version(
                 registry,
-                self._repository(subject),
-                subject.spec.version,
-                manifests={stored.platform: _digest_of(stored.reference) for stored in artifacts},
-                index=_digest_of(reference) if reference is not None else None,
-                keep=self._digests_of_others(subject),
+                repository,
+                manifests=[_digest_of(stored.reference) for stored in artifacts],
+                index=index,
+                keep_blobs=self._digests_of_others(subject),
             )
 
     def _digests_of_others(self, subject: Subject) -> frozenset[str]:
@@ -333,7 +340,6 @@ class VersionSteps:
                 ca_file=settings.registry_ca_file or None,
                 username=settings.registry_username or None,
                 password=settings.registry_password or None,
-                docker_config=settings.registry_docker_config or None,
             )
         )
 
@@ -345,6 +351,17 @@ class VersionSteps:
 
 def _with(done: Done, stored: StoredArtifact) -> Done:
     return Done({**done.artifacts, stored.platform: stored}, done.reference, done.index, done.deleted)
+
+
+def _proven(step: Verify, proof: Verification, before: StoredSignature | None) -> StoredArtifact:
+    """Return the artifact with its proof. Only reading the bytes moves its time: `before` keeps an earlier one."""
+    signature = StoredSignature(
+        key_fingerprint=proof.key_fingerprint,
+        format=proof.format,
+        binds=proof.binds,
+        verified_at=before.verified_at if before is not None else clock.now(),
+    )
+    return step.stored.model_copy(update={"signature": signature})
 
 
 def _digest_of(reference: str) -> str:
