@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("archives", nargs="+", type=Path, metavar="TAR")
     load.set_defaults(command=_load_image)
 
-    build = commands.add_parser("build", help="build all that `up` needs, without starting anything")
+    build = commands.add_parser("build", help="build all that `up` and the tests need, without starting anything")
     build.add_argument("--real-nodes", default="auto", choices=["auto", "0", "1", "2"])
     build.set_defaults(command=_build)
 

@@ -305,8 +305,8 @@ def remove(name: str) -> bool:
 
 
 def build(real_nodes: int | str = "auto") -> None:
-    """Build and install beforehand what `Cluster.up` needs: on a fresh machine that takes minutes."""
-    toolchain.ensure(_needed_tools(_real_node_count(real_nodes), with_registry=True))
+    """Build and install beforehand what `Cluster.up` and the tests need: on a fresh machine that takes minutes."""
+    toolchain.ensure(_needed_tools(_real_node_count(real_nodes), with_registry=True) + toolchain.SIGNING_TOOLS)
 
 
 def _needed_tools(real: int, *, with_registry: bool) -> tuple[str, ...]:

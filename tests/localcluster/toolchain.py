@@ -93,8 +93,17 @@ REGISTRY = Family(
     (Tool("registry", "github.com/distribution/distribution/v3/cmd/registry", 60),),
 )
 HELM = Family("helm", (Tool("helm", "helm.sh/helm/v4/cmd/helm", 120),))
+# What people publish and sign with: the tests compare our own code with these.
+COSIGN = Family("cosign", (Tool("cosign", "github.com/sigstore/cosign/v3/cmd/cosign", 130),))
+ORAS = Family("oras", (Tool("oras", "oras.land/oras/cmd/oras", 10),))
+CRANE = Family("crane", (Tool("crane", "github.com/google/go-containerregistry/cmd/crane", 10),))
+# The registry before OCI 1.1, still widely run: it knows neither referrers nor `subject`. It has no go.mod, so ours
+# pins what its vendor.conf pinned, as far as that is still to be had.
+REGISTRY_2 = Family("registry2", (Tool("registry-2.8", "github.com/docker/distribution/cmd/registry", 20),))
+# A registry that has the Referrers API, which CNCF distribution does not.
+OLAREG = Family("olareg", (Tool("olareg", "github.com/olareg/olareg/cmd/olareg", 5),))
 
-FAMILIES = (KUBERNETES, CONTAINERD, REGISTRY, HELM)
+FAMILIES = (KUBERNETES, CONTAINERD, REGISTRY, HELM, COSIGN, ORAS, CRANE, REGISTRY_2, OLAREG)
 
 CONTROL_PLANE_TOOLS = (
     "etcd",
@@ -106,6 +115,7 @@ CONTROL_PLANE_TOOLS = (
 )
 REAL_NODE_TOOLS = ("kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr")
 REGISTRY_TOOLS = ("registry",)
+SIGNING_TOOLS = ("cosign", "oras", "crane", "registry-2.8", "olareg")
 
 
 def tool_names() -> list[str]:

@@ -21,8 +21,11 @@ from outrider.adapters.kube import (
 )
 from outrider.adapters.metrics import PASS_SECONDS, PASSES
 from outrider.api import names
+from outrider.api.componentversion import Usage
 from outrider.api.errors import OutriderError
+from outrider.api.rollout import RolloutBatchSpec, RolloutSpec, RolloutStatus
 from outrider.core.snapshot import Node
+from outrider.core.usage import find_needs, versions_in_use
 from outrider.reconcile.catalogue import Catalogue
 from outrider.reconcile.projections import (
     AgentDaemonSet,
@@ -47,6 +50,7 @@ _RESYNC_SECONDS = 300.0
 
 
 _ROLLOUT_RETRY_SECONDS = 15.0
+_USAGE_SECONDS = 10.0
 
 
 def _as_it_is(obj: Json, _before: Json | None) -> Json:
@@ -69,7 +73,7 @@ class Controller:
         self.versions: Informer[Json] = Informer(cluster, COMPONENT_VERSIONS, _as_it_is, self._version_changed)
         self.rollouts: Informer[Json] = Informer(cluster, ROLLOUTS, _as_it_is, self._rollout_changed)
         ours = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
-        caches = Caches(
+        self._caches = caches = Caches(
             rollouts=self.rollouts,
             versions=self.versions,
             nodes=Informer(cluster, NODES, project_node, self._node_changed),
@@ -84,8 +88,9 @@ class Controller:
             batches=Informer(cluster, ROLLOUT_BATCHES, project_batch, self._batch_changed, labelSelector=ours),
         )
         self.catalogue = Catalogue()
+        self._usages: dict[tuple[str, str], tuple[float, dict[str, Usage]]] = {}
         self.jobs = TestJobs(cluster, self._job_changed)
-        self.trust = TrustStore(cluster, settings, self._trust_changed)
+        self.trust = TrustStore(cluster, settings, self.recorder, self._trust_changed)
         self._version_queue = WorkQueue(
             "ComponentVersion", self._timed("ComponentVersion", self._one_version), settings.retry
         )
@@ -103,7 +108,14 @@ class Controller:
             settings,
             self._version_queue.add,
         )
-        self._rollout_reconciler = RolloutReconciler(cluster, caches, self.trust, self.recorder, settings)
+        self._rollout_reconciler = RolloutReconciler(
+            cluster,
+            caches,
+            self.trust,
+            self.recorder,
+            settings,
+            self._version_reconciler.request_verification,
+        )
         self._informers = (caches.nodes, caches.pods, caches.daemonsets, caches.batches)
         self._synced = [informer.synced for informer in self._informers]
         self._synced += [self.trust.informer.synced, self.jobs.informer.synced]
@@ -132,6 +144,7 @@ class Controller:
             self._rollout_reconciler.begin()
             self.begun.set()
             group.create_task(self._version_queue.run())
+            group.create_task(self._watch_usage())
             group.create_task(self._rollout_queue.run())
 
     def stop(self) -> None:
@@ -154,6 +167,52 @@ class Controller:
         while True:
             self.alive_at = time.monotonic()
             await asyncio.sleep(1)
+
+    async def _watch_usage(self) -> None:
+        """Have versions looked at whose need has changed; only now and then, for counts change with every move."""
+        while True:
+            await asyncio.sleep(_USAGE_SECONDS)
+            self._usages.clear()
+            for body in self.versions.values():
+                metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
+                if not status.get("publishedAt"):
+                    continue
+                usage = self._usage_of(metadata["namespace"], spec["component"], spec["version"])
+                if (usage.to_api() if usage is not None else None) != status.get("usage"):
+                    self._version_queue.add(_key(body))
+
+    def _usage_of(self, namespace: str, component: str, version: str) -> Usage | None:
+        """Return who needs a version; what was found for its component a moment ago counts for all of them."""
+        now = time.monotonic()
+        known = self._usages.get((namespace, component))
+        if known is None or now - known[0] > 1:
+            known = self._usages[namespace, component] = now, self._find_usage(namespace, component)
+        return known[1].get(version)
+
+    def _find_usage(self, namespace: str, component: str) -> dict[str, Usage]:
+        caches = self._caches
+        batches: dict[str, list[RolloutBatchSpec]] = {}
+        for stored in caches.batches.values():
+            if stored.namespace == namespace:
+                batches.setdefault(stored.rollout, []).append(stored.batch.spec)
+        needs = [
+            find_needs(
+                body["metadata"]["name"],
+                RolloutSpec.model_validate(body["spec"]),
+                RolloutStatus.model_validate(body.get("status") or {}),
+                batches.get(body["metadata"]["name"], ()),
+            )
+            for body in self.rollouts.values()
+            if (body["metadata"]["namespace"], body["spec"]["component"]) == (namespace, component)
+        ]
+        revisions = {
+            daemonset.revision: daemonset.version
+            for daemonset in caches.daemonsets.values()
+            if (daemonset.namespace, daemonset.component) == (namespace, component)
+        }
+        label = names.assignment_key(namespace, component)
+        assignments = (node.labels[label] for node in caches.nodes.values() if label in node.labels)
+        return versions_in_use(needs, revisions, assignments)
 
     def _timed(
         self, kind: str, work: Callable[[str], Awaitable[float | None]]

@@ -2,14 +2,15 @@
 
 import base64
 import hashlib
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from outrider.adapters.events import EventRecorder
 from outrider.adapters.informer import Informer
 from outrider.adapters.kube import CONFIG_MAPS, SECRETS, Cluster, Json
 from outrider.api import names
+from outrider.core.plan import Event
 from outrider.settings import Settings
 from outrider.trust.keys import (
     EVERYTHING,
@@ -22,14 +23,13 @@ from outrider.trust.keys import (
     select_keys,
 )
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class KeySecret:
     """The usable keys of one Secret, and what is wrong with the others."""
 
     name: str
+    uid: str
     keys: tuple[TrustedKey, ...]
     problems: tuple[KeyProblem, ...] = ()
     components: tuple[str, ...] = EVERYTHING
@@ -46,15 +46,19 @@ class KeySecret:
 class TrustStore:
     """All keys that may vouch for a version now."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, cluster: Cluster, settings: Settings, recorder: EventRecorder, on_change: Callable[[], None]
+    ) -> None:
         self._cluster = cluster
         self._settings = settings
+        self._recorder = recorder
+        self._on_change = on_change
         self._handed: dict[tuple[str, str], str] = {}
         self.informer: Informer[KeySecret] = Informer(
             cluster,
             SECRETS,
             self._project,
-            lambda _before, _after: on_change(),
+            self._changed,
             namespace=settings.namespace,
             labelSelector=f"{names.LABEL_TRUST_KEY}=true",
         )
@@ -104,17 +108,23 @@ class TrustStore:
         await self._cluster.apply(CONFIG_MAPS, body)
         self._handed[namespace, component] = content
 
+    def _changed(self, _before: KeySecret | None, after: KeySecret | None) -> None:
+        if after is not None:
+            for problem in after.problems:
+                event = Event("Warning", problem.reason, problem.message)
+                self._recorder.record(SECRETS, self._settings.namespace, after.name, after.uid, event)
+        self._on_change()
+
     def _project(self, obj: Json, _before: KeySecret | None) -> KeySecret:
         name = obj["metadata"]["name"]
         data = {key: base64.b64decode(value) for key, value in (obj.get("data") or {}).items()}
         keys, problems = keys_from_secret(
             name, data, obj["metadata"].get("annotations") or {}, allow_rsa_2048=self._settings.allow_rsa_2048
         )
-        for problem in problems:
-            logger.warning("A trust key cannot be used: %s", problem.message)
         annotations = obj["metadata"].get("annotations") or {}
         return KeySecret(
             name,
+            obj["metadata"]["uid"],
             tuple(keys),
             tuple(problems),
             parse_globs(annotations.get(names.ANNOTATION_KEY_COMPONENTS)),

@@ -249,6 +249,11 @@ class VersionReconciler:
         metadata = body["metadata"]
         for event in plan.events:
             self._tell(metadata, event)
+        if all(stored.signature is not None for stored in plan.status.artifacts):
+            return
+        # Whoever waits for a key should hear of one that was meant for him and is none.
+        for problem in self._trust.problems(metadata["namespace"], body["spec"]["component"]):
+            self._tell(metadata, Event("Warning", problem.reason, problem.message))
 
     def _tell(self, metadata: Json, event: Event) -> None:
         self._recorder.record(COMPONENT_VERSIONS, metadata["namespace"], metadata["name"], metadata["uid"], event)
