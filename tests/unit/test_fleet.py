@@ -270,7 +270,7 @@ def test_what_the_planner_gets_to_know_of_a_version() -> None:
             hindrance(version(observed=1)),
             "VersionNotPublished",
             False,
-            ["agent-1.0.0"],
+            ["agent-1.0.0 was changed, and is looked at again"],
             id="a version that has changed since it was looked at",
         ),
         pytest.param(
