@@ -104,6 +104,7 @@ def verify(
             host=reference.host,
             plain_http=plain_http,
             ca_file=str(ca_file) if ca_file else None,
+            docker_config=str(docker_config) if docker_config else None,
         )
         outcomes = verify_reference(reference, settings, expected)
     click.echo(rendering.render_json(outcomes) if output == "json" else rendering.render_text(outcomes))
