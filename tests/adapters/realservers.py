@@ -310,6 +310,8 @@ class FlakyProxy:
         self._target = port
         self.cut_after: list[int] = []
         """For each of the next connections, the bytes after which it breaks; others live on."""
+        self.cut_uploads_after: list[int] = []
+        """The same, in bytes towards the registry."""
         self.connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -333,7 +335,8 @@ class FlakyProxy:
             far = socket.create_connection(("127.0.0.1", self._target))
             self._sockets += [near, far]
             limit = self.cut_after.pop(0) if self.cut_after else None
-            threading.Thread(target=self._pump, args=(near, far, None), daemon=True).start()
+            upward = self.cut_uploads_after.pop(0) if self.cut_uploads_after else None
+            threading.Thread(target=self._pump, args=(near, far, upward), daemon=True).start()
             threading.Thread(target=self._pump, args=(far, near, limit), daemon=True).start()
 
     @staticmethod
@@ -343,6 +346,10 @@ class FlakyProxy:
             while data := source.recv(65536):
                 count += len(data)
                 if limit is not None and count > limit:
+                    sink.sendall(data[: limit - count])
+                    # What else the source sends is refused instead of piling up unread.
+                    source.shutdown(socket.SHUT_RD)
+                    source.close()
                     break
                 sink.sendall(data)
         except OSError:
@@ -352,6 +359,59 @@ class FlakyProxy:
                 each.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue
+
+
+class ConnectProxy:
+    """A proxy as companies have one: CONNECT for https, absolute URLs for http, and names that only it can resolve."""
+
+    def __init__(self, credentials: str = "") -> None:
+        self.asked: list[str] = []
+        """The first line of every request."""
+        self.names: dict[str, str] = {}
+        """Where hosts are."""
+        self._credentials = credentials
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://{credentials}{'@' if credentials else ''}127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def stop(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with near:
+            head = b""
+            while b"\r\n\r\n" not in head and (data := near.recv(65536)):
+                head += data
+            line, _, fields = head.partition(b"\r\n")
+            method, target, _ = line.decode().split(" ")
+            self.asked.append(f"{method} {target}")
+            wanted = "Proxy-Authorization: Basic " + base64.b64encode(self._credentials.encode()).decode()
+            if self._credentials and wanted.encode() not in fields:
+                near.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                return
+            parts = urllib.parse.urlsplit(target if "//" in target else f"//{target}")
+            host = self.names.get(parts.hostname or "", "")
+            if not host:
+                near.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+                return
+            with socket.create_connection((host, parts.port or 80)) as far:
+                if method == "CONNECT":
+                    near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                else:
+                    far.sendall(f"{method} {parts.path} HTTP/1.1\r\n".encode() + fields)
+                back = threading.Thread(target=FlakyProxy._pump, args=(far, near, None), daemon=True)
+                back.start()
+                FlakyProxy._pump(near, far, None)
+                back.join()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import threading
 import time
@@ -168,6 +169,182 @@ def test_a_download_gives_up_after_a_bounded_number_of_resumptions(registry: Rea
         assert proxy.connections == 3
     finally:
         proxy.stop()
+
+
+# Resuming an upload
+
+
+@pytest.fixture
+def flaky(registry: RealRegistry) -> Iterator[FlakyProxy]:
+    proxy = FlakyProxy(registry.port)
+    yield proxy
+    proxy.stop()
+
+
+def behind(proxy: FlakyProxy, attempts: int = 3, **settings: Any) -> OciRegistry:
+    return OciRegistry(RegistrySettings(proxy.host, plain_http=True, resume_delays=(0.1,) * attempts, **settings))
+
+
+def counted(data: Iterator[bytes], count: list[int]) -> Iterator[bytes]:
+    for piece in data:
+        count.append(len(piece))
+        yield piece
+
+
+@pytest.mark.parametrize("size", [3_000_000, 60_000_000])
+def test_an_upload_survives_broken_connections(registry: RealRegistry, flaky: FlakyProxy, size: int) -> None:
+    flaky.cut_uploads_after = [size // 3, size // 3]
+    count: list[int] = []
+    with behind(flaky) as client:
+        blob = client.push_stream("a/b", counted(pieces(size), count))
+    assert blob.size == sum(count) == size
+    assert registry.blob_file(blob.digest).read_bytes() == b"".join(pieces(size))
+    assert flaky.connections == 3
+    assert registry.upload_bytes() == 0
+
+
+def test_attempts_to_resume_an_upload_are_bounded(registry: RealRegistry, flaky: FlakyProxy) -> None:
+    flaky.cut_uploads_after = [1_000_000] * 20
+    with behind(flaky) as client, pytest.raises(Transient) as caught:
+        client.push_stream("a/b", pieces(60_000_000))
+    assert caught.value.reason == "RegistryUnavailable"
+    assert flaky.connections < 10
+    assert registry.blobs() == []
+
+
+def test_what_is_no_longer_here_cannot_be_sent_again(registry: RealRegistry, flaky: FlakyProxy) -> None:
+    """The registry has lost the upload, in the middle of a stream that is too long to be kept."""
+    flaky.cut_uploads_after = [30_000_000]
+    lost = threading.Event()
+
+    def losing() -> Iterator[bytes]:
+        for piece in pieces(60_000_000):
+            yield piece
+            if registry.upload_bytes() > 20_000_000 and not lost.is_set():
+                lost.set()
+                shutil.rmtree(registry.data / "docker/registry/v2/repositories/a/b/_uploads")
+
+    with behind(flaky) as client, pytest.raises(Transient) as caught:
+        client.push_stream("a/b", losing())
+    assert caught.value.reason == "RegistryUnavailable"
+    assert lost.is_set()
+    assert registry.blobs() == []
+
+
+def test_a_source_that_fails_is_not_taken_for_a_broken_connection(registry: RealRegistry) -> None:
+    def failing() -> Iterator[bytes]:
+        yield b"x"
+        raise Transient("RegistryUnavailable", "another one")
+
+    with registry.client(resume_delays=(60.0,)) as client, pytest.raises(Transient, match="another one"):
+        client.push_stream("a/b", failing())
+
+
+class UploadServer:
+    """A registry's uploads, to break at will; kept in memory and appended to, as the real ones do."""
+
+    def __init__(self, web: RealHttpServer) -> None:
+        self.web = web
+        self.data = bytearray()
+        self.answers: list[tuple[int, dict[str, str]]] = []
+        """To the next PATCHes, after all was read; then 202."""
+        self.status = 204
+        self.range: str | None = None
+        web.handlers["POST /v2/a/b/blobs/uploads/"] = self._open
+        web.handlers["PATCH /upload"] = self._patch
+        web.handlers["GET /upload"] = self._tell
+        web.handlers["PUT /upload"] = lambda request: drain(request, 201)
+        web.handlers["DELETE /upload"] = lambda request: drain(request, 204)
+
+    def _open(self, request: Any) -> None:
+        self.data.clear()
+        drain(request, 202, Location="/upload")
+
+    def _patch(self, request: Any) -> None:
+        while size := int(request.rfile.readline(), 16):
+            self.data += request.rfile.read(size)
+            request.rfile.readline()
+        request.rfile.readline()
+        status, headers = self.answers.pop(0) if self.answers else (202, {})
+        request.send_response(status)
+        for name, value in {"Content-Length": "0", "Location": "/upload", **headers}.items():
+            request.send_header(name, value)
+        request.end_headers()
+
+    def _tell(self, request: Any) -> None:
+        told = self.range or f"0-{max(0, len(self.data) - 1)}"
+        drain(request, self.status, Location="/upload", Range=told)
+
+    def asked(self) -> list[str]:
+        return [line for line, _ in self.web.requests]
+
+
+def quick(web: RealHttpServer) -> OciRegistry:
+    return OciRegistry(RegistrySettings(f"127.0.0.1:{web.port}", plain_http=True, resume_delays=(0.01, 0.01)))
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 416, 401, 404])
+def test_a_bad_answer_to_an_upload_is_asked_about(web: RealHttpServer, status: int) -> None:
+    server = UploadServer(web)
+    server.answers = [(status, {})]
+    with quick(web) as client:
+        blob = client.push_stream("a/b", pieces(1_000_000))
+    assert bytes(server.data) == b"".join(pieces(1_000_000))
+    assert blob.size == 1_000_000
+
+
+@pytest.mark.parametrize("told", ["0-0", "0-99999999999", "nonsense", "5-7", "bytes 0-1"])
+def test_a_registry_that_cannot_say_how_far_it_got_gets_all_of_it_again(web: RealHttpServer, told: str) -> None:
+    server = UploadServer(web)
+    server.answers = [(503, {})]
+    server.range = told
+    with quick(web) as client:
+        client.push_stream("a/b", pieces(1_000_000))
+    assert bytes(server.data) == b"".join(pieces(1_000_000))
+    assert server.asked().count("/v2/a/b/blobs/uploads/") == 2
+
+
+def test_a_registry_without_upload_status_gets_all_of_it_again(web: RealHttpServer) -> None:
+    server = UploadServer(web)
+    server.answers = [(503, {})]
+    server.status = 400
+    with quick(web) as client:
+        client.push_stream("a/b", pieces(1_000_000))
+    assert bytes(server.data) == b"".join(pieces(1_000_000))
+
+
+@pytest.mark.parametrize(("status", "reason"), [(503, "RegistryUnavailable"), (429, "RegistryThrottled")])
+def test_who_asks_to_wait_long_is_not_waited_for_here(web: RealHttpServer, status: int, reason: str) -> None:
+    server = UploadServer(web)
+    server.answers = [(status, {"Retry-After": "120"})]
+    with quick(web) as client, pytest.raises(Transient) as caught:
+        client.push_stream("a/b", pieces(1_000_000))
+    assert (caught.value.reason, caught.value.retry_after) == (reason, 120)
+
+
+def test_a_commit_whose_answer_is_lost_is_looked_for(web: RealHttpServer) -> None:
+    UploadServer(web)
+    data = b"".join(pieces(1000))
+
+    def commit(request: Any) -> None:
+        web.serve(f"HEAD /v2/a/b/blobs/sha256:{sha256_of(data)}", data)
+        request.close_connection = True
+
+    web.handlers["PUT /upload"] = commit
+    with quick(web) as client:
+        assert client.push_stream("a/b", pieces(1000)) == Descriptor("sha256:" + sha256_of(data), 1000)
+
+
+def test_a_commit_that_failed_is_tried_again(web: RealHttpServer) -> None:
+    UploadServer(web)
+
+    def commit(request: Any) -> None:
+        web.handlers["PUT /upload"] = lambda again: drain(again, 201)
+        drain(request, 503)
+
+    web.handlers["PUT /upload"] = commit
+    with quick(web) as client:
+        assert client.push_stream("a/b", pieces(1000)).size == 1000
 
 
 # Manifests

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.realservers import LIMITS, ON_LOOPBACK, RealHttpServer, free_port
-from outrider.adapters.sources import SourceLimits, check_url, from_bytes, open_http, shown_url
+from adapters.realservers import LIMITS, ON_LOOPBACK, ConnectProxy, RealHttpServer, free_port
+from outrider.adapters.sources import HttpAccess, SourceLimits, check_url, from_bytes, open_http, shown_url
 from outrider.adapters.transport import AddressPolicy, retry_after
 from outrider.api.errors import OutriderError, Stalling, Transient
 
@@ -321,6 +321,322 @@ def test_reading_holds_little(web: RealHttpServer) -> None:
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+# Resuming
+
+
+class RangedFile:
+    """A file on a server that can resume, and that cuts connections."""
+
+    def __init__(self, web: RealHttpServer, data: bytes, *, cuts: list[int], **headers: str) -> None:
+        self.data = data
+        self.cuts = cuts
+        """For each of the next answers, the bytes of the body after which the connection breaks; others live on."""
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.ranges: list[str] = []
+        self.understands_ranges = True
+        self.announces = True
+        self.content_range = "bytes {first}-{last}/{size}"
+        self.url = handle(web, "/ranged", self._answer)
+
+    def _answer(self, request: Request) -> None:
+        wanted = request.headers.get("Range")
+        self.ranges.append(wanted or "")
+        first = 0
+        if wanted and self.understands_ranges and request.headers["If-Range"] in self.headers.values():
+            first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            request.send_response(206)
+            size = len(self.data)
+            request.send_header("Content-Range", self.content_range.format(first=first, last=size - 1, size=size))
+        else:
+            request.send_response(200)
+        for name, value in self.headers.items():
+            request.send_header(name, value)
+        body = self.data[first:]
+        if self.announces:
+            request.send_header("Content-Length", str(len(body)))
+        else:
+            request.send_header("Transfer-Encoding", "chunked")
+            body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:1000], body[1000:]) if part)
+            body += b"0\r\n\r\n"
+        request.end_headers()
+        cut = self.cuts.pop(0) if self.cuts else None
+        request.wfile.write(body[:cut])
+        if cut is not None:
+            request.close_connection = True
+
+
+QUICK = (0.01, 0.01, 0.01)
+DATA = bytes(range(251)) * 10_000
+
+
+@pytest.mark.parametrize("announces", [True, False])
+@pytest.mark.parametrize("validator", [{"ETag": '"one"'}, {"Last_Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}])
+def test_broken_connections_are_resumed(web: RealHttpServer, validator: dict[str, str], *, announces: bool) -> None:
+    file = RangedFile(web, DATA, cuts=[1_000_000, 0, 500_000], **validator)
+    file.announces = announces
+    assert read(file.url, resume_delays=QUICK) == DATA
+    assert len(file.ranges) == 4
+    assert web.requests[1][1]["If-Range"] == next(iter(validator.values()))
+    if announces:
+        assert file.ranges == ["", "bytes=1000000-", "bytes=1000000-", "bytes=1500000-"]
+
+
+def test_a_server_that_cannot_resume_but_names_the_same_file_is_read_from_the_beginning(web: RealHttpServer) -> None:
+    file = RangedFile(web, DATA, cuts=[1_000_000, 400_000], ETag='"one"')
+    file.understands_ranges = False
+    assert read(file.url, resume_delays=QUICK) == DATA
+    assert file.ranges == ["", "bytes=1000000-", "bytes=1000000-"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"weak"'}, {"ETag": 'W/"weak"', "Last_Modified": "x"}])
+def test_without_a_name_for_the_file_s_state_nothing_is_resumed(web: RealHttpServer, headers: dict[str, str]) -> None:
+    file = RangedFile(web, DATA, cuts=[1_000_000], **headers)
+    error = failure(file.url, resume_delays=QUICK)
+    assert (type(error), error.reason) == (Transient, "SourceTruncated")
+    assert len(file.ranges) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"headers": {"ETag": '"two"'}},
+        {"data": DATA + b"!"},
+        {"content_range": "bytes 0-{last}/{size}"},
+        {"content_range": "bytes {first}-{last}/7"},
+        {"content_range": "bytes {first}-{last}/*"},
+        {"content_range": "nonsense"},
+        {"understands_ranges": False, "headers": {}},
+        {"understands_ranges": False, "headers": {"ETag": '"two"'}},
+    ],
+)
+def test_two_files_are_never_mixed(web: RealHttpServer, change: dict[str, Any]) -> None:
+    file = RangedFile(web, DATA, cuts=[1_000_000], ETag='"one"')
+    parts: list[bytes] = []
+    with open_http(file.url, limits=SourceLimits(guard=ON_LOOPBACK, resume_delays=QUICK)) as source:
+        vars(file).update(change)
+        with pytest.raises(Transient) as caught:
+            parts.extend(source.chunks)
+    assert caught.value.reason == "SourceTruncated"
+    assert "what is there now is another file" in caught.value.message
+    assert b"".join(parts) == DATA[:1_000_000]
+    assert len(file.ranges) == 2
+
+
+def test_a_file_that_has_become_shorter(web: RealHttpServer) -> None:
+    file = RangedFile(web, DATA, cuts=[1_000_000], ETag='"one"')
+    with open_http(file.url, limits=SourceLimits(guard=ON_LOOPBACK, resume_delays=QUICK)) as source:
+        web.serve("/ranged", b"", status=416)
+        with pytest.raises(Transient, match="another file"):
+            list(source.chunks)
+
+
+def test_attempts_to_resume_are_bounded(web: RealHttpServer) -> None:
+    file = RangedFile(web, DATA, cuts=[100] * 50, ETag='"one"')
+    error = failure(file.url, resume_delays=QUICK)
+    assert (type(error), error.reason) == (Transient, "SourceTruncated")
+    assert error.message == f"{file.url} ended after 400 of {len(DATA)} bytes; it will be tried again"
+    assert len(file.ranges) == 4
+
+
+def test_a_server_that_is_away_for_a_moment_is_asked_again(web: RealHttpServer) -> None:
+    file = RangedFile(web, DATA, cuts=[100], ETag='"one"')
+    answer = web.handlers["/ranged"]
+    with open_http(file.url, limits=SourceLimits(guard=ON_LOOPBACK, resume_delays=QUICK)) as source:
+
+        def busy(request: Request) -> None:
+            web.handlers["/ranged"] = answer
+            request.send_error(503)
+
+        web.handlers["/ranged"] = busy
+        assert b"".join(source.chunks) == DATA
+
+
+def test_a_file_that_is_gone_when_it_is_resumed(web: RealHttpServer) -> None:
+    file = RangedFile(web, DATA, cuts=[100], ETag='"one"')
+    with open_http(file.url, limits=SourceLimits(guard=ON_LOOPBACK, resume_delays=QUICK)) as source:
+        del web.handlers["/ranged"]
+        with pytest.raises(Stalling) as caught:
+            list(source.chunks)
+    assert caught.value.reason == "SourceNotFound"
+
+
+def test_no_attempt_to_resume_after_the_deadline(web: RealHttpServer) -> None:
+    file = RangedFile(web, DATA, cuts=[100] * 50, ETag='"one"')
+    started = time.monotonic()
+    error = failure(file.url, resume_delays=(60.0,), total_timeout=0.3)
+    assert time.monotonic() - started < 3
+    assert (type(error), error.reason) == (Transient, "SourceUnreachable")
+    assert "only 100 of" in error.message
+
+
+def test_waiting_to_resume_ends_when_it_is_cancelled(web: RealHttpServer) -> None:
+    file = RangedFile(web, DATA, cuts=[100], ETag='"one"')
+    started = time.monotonic()
+    limits = SourceLimits(guard=ON_LOOPBACK, resume_delays=(60.0,))
+    source = open_http(file.url, limits=limits, cancelled=lambda: time.monotonic() - started > 0.3)
+    with source, pytest.raises(Transient) as caught:
+        list(source.chunks)
+    assert caught.value.reason == "Cancelled"
+    assert time.monotonic() - started < 3
+
+
+def test_a_rest_that_never_ends_is_cut_off(web: RealHttpServer) -> None:
+    file = RangedFile(web, DATA, cuts=[100], ETag='"one"')
+
+    def endless(request: Request) -> None:
+        request.send_response(206)
+        request.send_header("Content-Range", f"bytes 100-{len(DATA) - 1}/{len(DATA)}")
+        request.end_headers()
+        while not web.closing.is_set():
+            request.wfile.write(bytes(0xFFFF))
+
+    with open_http(file.url, limits=SourceLimits(guard=ON_LOOPBACK, resume_delays=QUICK)) as source:
+        web.handlers["/ranged"] = endless
+        with pytest.raises(Stalling) as caught:
+            list(source.chunks)
+    assert caught.value.reason == "SourceTooLarge"
+
+
+# Credentials and authorities
+
+
+BEARER = HttpAccess("Bearer hunter2", plain_http=True)
+
+
+def test_credentials_are_sent_to_the_origin_of_the_url(web: RealHttpServer) -> None:
+    web.serve("/file", b"content")
+    with open_http(web.redirect("/start", "/file"), limits=LIMITS, access=BEARER) as source:
+        assert b"".join(source.chunks) == b"content"
+    assert [headers["Authorization"] for _, headers in web.requests] == ["Bearer hunter2"] * 2
+    assert "hunter2" not in repr(BEARER)
+
+
+def test_credentials_never_cross_to_another_origin_and_do_not_come_back(web: RealHttpServer) -> None:
+    other = RealHttpServer()
+    try:
+        web.serve("/file", b"content")
+        other.redirect("/away", web.url + "/file")
+        with open_http(web.redirect("/start", other.url + "/away"), limits=LIMITS, access=BEARER) as source:
+            assert b"".join(source.chunks) == b"content"
+        assert [("Authorization" in headers) for _, headers in web.requests] == [True, False]
+        assert [("Authorization" in headers) for _, headers in other.requests] == [False]
+    finally:
+        other.stop()
+
+
+def test_credentials_are_sent_again_when_a_transfer_is_resumed(web: RealHttpServer) -> None:
+    file = RangedFile(web, DATA, cuts=[100], ETag='"one"')
+    limits = SourceLimits(guard=ON_LOOPBACK, resume_delays=QUICK)
+    with open_http(file.url, limits=limits, access=BEARER) as source:
+        assert b"".join(source.chunks) == DATA
+    assert [headers["Authorization"] for _, headers in web.requests] == ["Bearer hunter2"] * 2
+
+
+def test_credentials_are_not_sent_without_tls(web: RealHttpServer) -> None:
+    with pytest.raises(Stalling) as caught:
+        open_http(web.serve("/file", b""), limits=LIMITS, access=HttpAccess("Bearer hunter2"))
+    assert caught.value.reason == "UrlInvalid"
+    assert "without TLS" in caught.value.message
+    assert web.requests == []
+
+
+@pytest.mark.parametrize("value", ["", "Bearer a\r\nX: y", "Bearer a\n", " Bearer a", "Bearer \u00e4", "Bearer \x00"])
+def test_credentials_that_cannot_be_a_header(value: str) -> None:
+    with pytest.raises(Stalling) as caught:
+        HttpAccess(value)
+    assert caught.value.reason == "CredentialsMalformed"
+    assert not value or value not in caught.value.message
+
+
+def test_an_authority_of_the_source_s_own(tls: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, ca = tls
+    resolving(monkeypatch, files=[["127.0.0.1"], ["127.0.0.1"]])
+    url = url.replace("127.0.0.1", "files.test")
+    access = HttpAccess(ca_pem=Path(ca).read_text())
+    with open_http(url, limits=LIMITS, access=access) as source:
+        assert b"".join(source.chunks) == b"content"
+    assert "its TLS certificate is not trusted: self-signed certificate" in failure(url).message
+
+
+@pytest.mark.parametrize("pem", ["", "x", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "\u00e4"])
+def test_authorities_that_cannot_be_read(pem: str) -> None:
+    with pytest.raises(Stalling) as caught:
+        open_http("https://files.test/", access=HttpAccess(ca_pem=pem))
+    assert caught.value.reason == "CaInvalid"
+
+
+# Proxies
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ConnectProxy]:
+    proxy = ConnectProxy("user:secret")
+    proxy.names["files.test"] = "127.0.0.1"
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name.lower(), raising=False)
+        monkeypatch.setenv(name, proxy.url)
+    for name in ("http_proxy", "https_proxy", "no_proxy", "NO_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    # Of which requests reads the small one only.
+    monkeypatch.setenv("http_proxy", proxy.url)
+    yield proxy
+    proxy.stop()
+
+
+def test_http_goes_through_the_proxy_that_the_environment_names(web: RealHttpServer, proxy: ConnectProxy) -> None:
+    url = web.serve("/file", b"content").replace("127.0.0.1", "files.test")
+    with open_http(url) as source:  # the proxy is on loopback: it is the operator's choice
+        assert b"".join(source.chunks) == b"content"
+    assert proxy.asked == [f"GET {url}"]
+
+
+def test_https_goes_through_the_proxy_and_tls_is_verified_behind_it(tls: tuple[str, str], proxy: ConnectProxy) -> None:
+    url = tls[0].replace("127.0.0.1", "files.test")
+    access = HttpAccess("Bearer hunter2", Path(tls[1]).read_text())
+    with open_http(url, access=access) as source:
+        assert b"".join(source.chunks) == b"content"
+    assert proxy.asked == ["CONNECT " + url.removeprefix("https://").removesuffix("/file")]
+    with pytest.raises(Transient, match="certificate is not trusted"):
+        open_http(url)
+
+
+def test_hosts_that_need_no_proxy(web: RealHttpServer, proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "files.test,127.0.0.1")
+    resolving(monkeypatch, files=[["127.0.0.1"], ["127.0.0.1"]])
+    url = web.serve("/file", b"content").replace("127.0.0.1", "files.test")
+    assert read(url) == b"content"
+    assert proxy.asked == []
+    with pytest.raises(Stalling) as caught:
+        open_http(url)
+    assert caught.value.reason == "AddressNotAllowed"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/",
+        "https://localhost/",
+        "http://169.254.169.254/latest",
+        "https://[fd00:ec2::254]/",
+        "http://metadata.google.internal/",
+        "http://2130706433/",
+    ],
+)
+def test_a_proxy_is_not_asked_for_refused_addresses(proxy: ConnectProxy, url: str) -> None:
+    with pytest.raises(Stalling) as caught:
+        open_http(url)
+    assert caught.value.reason == "AddressNotAllowed"
+    assert proxy.asked == []
+
+
+def test_a_proxy_that_refuses_us(tls: tuple[str, str], proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("secret", "wrong"))
+    with pytest.raises(Transient) as caught:
+        open_http("https://files.test/")
+    assert "the proxy on the way to it failed" in caught.value.message
+    assert "wrong" not in caught.value.message
 
 
 # URLs

@@ -12,6 +12,7 @@ import json
 import re
 import time
 import urllib.parse
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from outrider.adapters.transport import (
     AddressPolicy,
     PlainSession,
     explain,
+    origin,
     read_at_most,
     read_pieces,
     retry_after,
@@ -64,6 +66,11 @@ _INDEX_ATTEMPTS: Final = 5
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_REDIRECTS: Final = 5
+_WINDOW: Final = 8 * 1024 * 1024
+"""Bytes of an upload that are kept to be sent again: more than the buffers between us and a registry's disk hold."""
+_LONGEST_PAUSE: Final = 10.0
+"""Seconds; who asks to wait longer is let wait by whoever called us."""
+_UPLOADED: Final = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _CANCEL_DELAYS: Final = (0.0, 0.1, 0.5)
 """Seconds before each attempt to cancel an upload."""
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -93,7 +100,7 @@ class RegistrySettings:
     commit_timeout: float = 300.0
     """Seconds that the registry may take to flush and hash what was uploaded; grows with the size on a slow disk."""
     resume_delays: tuple[float, ...] = (1.0, 2.0, 4.0)
-    """Seconds to wait before each attempt to resume a broken download."""
+    """Seconds to wait before each attempt to resume a broken upload or download."""
     guard: AddressPolicy | None = None
     """Where connections may go, to the registry itself as to where it points; None: anywhere. For registries that are
     named by those who may write an object, and not by the operator's settings."""
@@ -208,53 +215,41 @@ class OciRegistry:
         is cancelled and nothing is stored. The same happens when `chunks` raises.
 
         1. POST opens an upload.
-        2. One PATCH carries the bytes as they come (as `docker push` does), while they are hashed here.
+        2. One PATCH carries the bytes as they come (as `docker push` does), while they are hashed here. If it breaks,
+           another goes on from where the registry says it is, as far as the last pieces are still here.
         3. `before_commit` may object.
         4. PUT commits under the digest that was computed here; the registry refuses if it received other bytes.
         5. The registry's own idea of the digest, if it tells, must be the same.
         """
         what = f"uploading to {repository}"
+        delays = iter(self.settings.resume_delays)
         # 1.
-        start = f"{self._provider.prefix}://{self._container(repository).upload_blob_url()}"
-        response = self._provider.request("POST", start, what, repository=repository, data=b"")
-        upload = self._location(self._expect(response, what, 202), start, what)
+        upload, offset = self._open_upload(repository, what), 0
         try:
-            # 2. The connection exists already, so that the first timeout bounds the sending of one piece.
-            stream = Sha256Stream()
-            response = self._provider.request(
-                "PATCH",
-                upload,
-                what,
-                repository=repository,
-                data=_hashed(chunks, stream),
-                headers={"Content-Type": "application/octet-stream"},
-                timeout=(self.settings.read_timeout, self.settings.commit_timeout),
-            )
-            upload = self._location(self._expect_upload(response, what, 202), upload, what)
+            # 2.
+            window = _Window(chunks)
+            while True:
+                try:
+                    upload = self._send(upload, repository, what, window.pieces(offset))
+                    break
+                except Transient as failure:
+                    if window.source_failed or failure.reason != "RegistryUnavailable":
+                        raise
+                    upload, offset = self._resume_upload(upload, repository, window, delays, failure)
 
             # 3.
-            descriptor = Descriptor(stream.digest, stream.size)
+            descriptor = Descriptor(window.stream.digest, window.stream.size)
             if before_commit is not None:
                 before_commit(descriptor)
 
             # 4.
-            response = self._provider.request(
-                "PUT",
-                oras.utils.append_url_params(upload, {"digest": descriptor.digest}),
-                what,
-                repository=repository,
-                data=b"",
-                headers={"Content-Type": "application/octet-stream"},
-                timeout=(self.settings.connect_timeout, self.settings.commit_timeout),
-            )
-            headers = self._expect_upload(response, what, 201)
+            headers = self._commit(upload, repository, what, descriptor, delays)
         except BaseException:
             self._cancel(upload, repository)
             raise
 
         # 5.
-        told = headers.get("Docker-Content-Digest", descriptor.digest)
-        if told != descriptor.digest:
+        if headers.get("Docker-Content-Digest", descriptor.digest) != descriptor.digest:
             raise self._nonsense(what, f"it stored the bytes of {descriptor.digest} under another digest")
         return descriptor
 
@@ -634,6 +629,81 @@ class OciRegistry:
         self._expect(response, what, 202, 200, 204)
         return True
 
+    def _open_upload(self, repository: str, what: str) -> str:
+        """Return where a new upload goes."""
+        start = f"{self._provider.prefix}://{self._container(repository).upload_blob_url()}"
+        response = self._provider.request("POST", start, what, repository=repository, data=b"")
+        return self._location(self._expect(response, what, 202), start, what)
+
+    def _send(self, upload: str, repository: str, what: str, pieces: Iterator[bytes]) -> str:
+        """Send what belongs to an upload, to its end; return where the upload goes on."""
+        response = self._provider.request(
+            "PATCH",
+            upload,
+            what,
+            repository=repository,
+            data=pieces,
+            headers={"Content-Type": "application/octet-stream"},
+            # The connection exists already, so that the first timeout bounds the sending of one piece.
+            timeout=(self.settings.read_timeout, self.settings.commit_timeout),
+        )
+        return self._location(self._expect_upload(response, what, 202), upload, what)
+
+    def _resume_upload(
+        self, upload: str, repository: str, window: "_Window", delays: Iterator[float], failure: Transient
+    ) -> tuple[str, int]:
+        """Ask how far an upload got; return where it goes on, and from which byte. Raises `failure` in the end.
+
+        If the registry cannot say, and everything is still here, then it begins anew.
+        """
+        what = f"resuming an upload to {repository}"
+        for delay in delays:
+            if failure.retry_after is not None and failure.retry_after > _LONGEST_PAUSE:
+                break
+            time.sleep(max(delay, failure.retry_after or 0.0))
+            try:
+                response = self._provider.request("GET", upload, what, repository=repository)
+                if response.status_code == 204:
+                    headers = self._expect(response, what, 204)
+                    offset = _received(headers.get("Range", ""))
+                    if offset is not None and window.start <= offset <= window.stream.size:
+                        return self._location(headers, upload, what), offset
+                response.close()
+                if response.status_code < 500 and window.start > 0:
+                    break
+                if response.status_code < 500:
+                    self._cancel(upload, repository)
+                    return self._open_upload(repository, what), 0
+            except Transient as again:
+                failure = again
+        raise failure
+
+    def _commit(
+        self, upload: str, repository: str, what: str, descriptor: Descriptor, delays: Iterator[float]
+    ) -> Mapping[str, str]:
+        """Give what was uploaded its name; return the headers of the answer.
+
+        If that breaks, the registry may have done it or not.
+        """
+        url = oras.utils.append_url_params(upload, {"digest": descriptor.digest})
+        headers = {"Content-Type": "application/octet-stream"}
+        timeout = (self.settings.connect_timeout, self.settings.commit_timeout)
+        while True:
+            broken = True
+            try:
+                response = self._provider.request(
+                    "PUT", url, what, repository=repository, data=b"", headers=headers, timeout=timeout
+                )
+                broken = response.status_code >= 500
+                return self._expect_upload(response, what, 201)
+            except Transient as failure:
+                delay = next(delays, None)
+                if failure.reason != "RegistryUnavailable" or delay is None or not broken:
+                    raise
+                time.sleep(delay)
+                if self.blob_size(repository, descriptor.digest) == descriptor.size:
+                    return {}
+
     def _cancel(self, upload: str, repository: str) -> None:
         """Throw an upload away, as well as that can be done: registries purge forgotten ones themselves, later."""
         what = f"cancelling an upload to {repository}"
@@ -848,10 +918,52 @@ class BlobStream:
         )
 
 
-def _hashed(chunks: Iterable[bytes], stream: Sha256Stream) -> Iterator[bytes]:
-    for chunk in chunks:
-        stream.update(chunk)
-        yield chunk
+class _Window:
+    """A stream that is being sent, hashed as it goes, with its last `_WINDOW` bytes kept to be sent once more."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self.stream = Sha256Stream()
+        self.source_failed = False
+        """The stream itself has raised an error: this is nothing that the registry could mend."""
+        self._chunks = iter(chunks)
+        self._kept: deque[bytes] = deque()
+        self._kept_size = 0
+
+    @property
+    def start(self) -> int:
+        """The first byte that is still here."""
+        return self.stream.size - self._kept_size
+
+    def pieces(self, offset: int) -> Iterator[bytes]:
+        """Yield the stream from a byte on that is still here."""
+        skip = offset - self.start
+        for piece in tuple(self._kept):
+            if fresh := piece[skip:]:
+                yield fresh
+            skip = max(0, skip - len(piece))
+        while True:
+            try:
+                piece = next(self._chunks)
+            except StopIteration:
+                return
+            except BaseException:
+                self.source_failed = True
+                raise
+            self.stream.update(piece)
+            self._kept.append(piece)
+            self._kept_size += len(piece)
+            while self._kept_size - len(self._kept[0]) >= _WINDOW:
+                self._kept_size -= len(self._kept.popleft())
+            yield piece
+
+
+def _received(value: str) -> int | None:
+    """Return how many bytes an upload's header `Range: 0-N` stands for; None if it cannot be said.
+
+    `0-0` is what most registries say of an upload that has nothing yet.
+    """
+    match = _UPLOADED.fullmatch(value.strip())
+    return int(match[1]) + 1 if match is not None and int(match[1]) > 0 else None
 
 
 class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no types
@@ -987,7 +1099,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
 
     def is_own(self, url: str) -> bool:
         """Say whether a URL lies at the registry's own origin."""
-        return _origin(url) == _origin(f"{self.prefix}://{self._host}")
+        return origin(url) == origin(f"{self.prefix}://{self._host}")
 
     def _authenticate(self, response: requests.Response, repository: str) -> bool:
         """Get what a challenge asks for; False if there is nothing (more) to try.
@@ -1064,8 +1176,3 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
         if self.settings.username is None or self.settings.password is None:
             return ""
         return "Basic " + str(oras.auth.utils.get_basic_auth(self.settings.username, self.settings.password))
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urllib.parse.urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)

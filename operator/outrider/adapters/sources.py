@@ -4,6 +4,7 @@ A source is read once, piece by piece. Every URL on the way, redirects included,
 `check_url`. What a server sends is believed in nothing: sizes are counted, and whoever reads compares the hash.
 """
 
+import re
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from outrider.adapters.transport import (
     explain,
     host_address,
     is_broken_off,
+    origin,
     read_beyond_length,
     read_pieces,
     retry_after,
@@ -32,6 +34,7 @@ from outrider.api.errors import Stalling, Transient
 MAX_REDIRECTS: Final = 5
 _SURPLUS_SECONDS: Final = 0.2
 """How long to listen, once everything that was promised has come, for more than that."""
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 
 
@@ -49,8 +52,31 @@ class SourceLimits:
     """Seconds that the whole transfer may take."""
     allowed_hosts: tuple[str, ...] = ()
     """Globs over host names, in lower case and without port; empty: every host."""
+    resume_delays: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    """Seconds to wait before each attempt to resume a broken transfer."""
     guard: AddressPolicy = field(default_factory=AddressPolicy)
     """Which addresses may be connected to."""
+
+
+@dataclass(frozen=True)
+class HttpAccess:
+    """What one source needs to be let in, and to be believed to be who it is."""
+
+    authorization: str | None = field(default=None, repr=False)
+    """The value of the header Authorization, such as `Bearer …`. Sent to the origin of the URL and to no other."""
+    ca_pem: str | None = field(default=None, repr=False)
+    """Certificates of authorities that may vouch for the server, beside the usual ones."""
+    plain_http: bool = False
+    """Send `authorization` without TLS, too."""
+
+    def __post_init__(self) -> None:
+        """Raise Stalling(CredentialsMalformed) for what cannot be a header's value."""
+        value = self.authorization
+        if value is not None and not (value.isascii() and value.isprintable() and value == value.strip() and value):
+            raise Stalling(
+                "CredentialsMalformed",
+                "the source's credentials hold what a header cannot, such as a line break; correct the Secret",
+            )
 
 
 class Source:
@@ -142,78 +168,230 @@ def shown_url(url: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in shown)[:300]
 
 
-def open_http(url: str, *, limits: SourceLimits | None = None, cancelled: Callable[[], bool] = lambda: False) -> Source:
+def open_http(
+    url: str,
+    *,
+    limits: SourceLimits | None = None,
+    access: HttpAccess | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Source:
     """Ask for the file behind a URL and return it ready to be read.
 
-    Up to 5 redirects are followed. Raises here or while reading:
+    Up to 5 redirects are followed. A connection that breaks is resumed where the server can prove that the file is
+    still the same. Proxies that the environment names (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) are used. Raises here or
+    while reading:
 
     - Stalling: UrlInvalid, AddressNotAllowed, SourceNotFound (404, 410), SourceDenied (401, 403, 407), SourceRefused
       (other answers that do not bring the file), RedirectLoop, SourceTooLarge (more than `limits.max_bytes`, or than
-      the server announced).
+      the server announced), CredentialsMalformed, CaInvalid.
     - Transient: SourceUnreachable (name, connection, silence, 5xx, 429, too slow), SourceTruncated (fewer bytes than
-      promised), Cancelled (`cancelled` has begun to say so; it is asked whenever bytes arrive).
+      promised, or another file than at the beginning), Cancelled (`cancelled` has begun to say so; it is asked whenever
+      bytes arrive).
     """
-    limits = limits or SourceLimits()
-    name = shown_url(url)
-    deadline = time.monotonic() + limits.total_timeout
-    session = PlainSession(limits.guard)
+    download = _Download(url, limits or SourceLimits(), access or HttpAccess(), cancelled)
     try:
-        response = _follow(session, url, limits)
+        download.begin()
     except BaseException:
-        session.close()
+        download.close()
         raise
-
-    def close() -> None:
-        response.close()
-        session.close()
-
-    # The library would stop at the announced size and drop what comes after it unseen.
-    read_beyond_length(response)
-    declared = _declared_size(response)
-    if declared is not None and declared > limits.max_bytes:
-        close()
-        raise _too_large(name, f"announces {declared} bytes", limits)
-    chunks = _read(response, name, limits, declared, deadline, cancelled)
-    return Source(name, chunks, declared_size=declared, remark=_remark(response), close=close)
+    return Source(
+        download.name,
+        download.read(),
+        declared_size=download.declared,
+        remark=_remark(download.response),
+        close=download.close,
+    )
 
 
-def _follow(session: requests.Session, url: str, limits: SourceLimits) -> requests.Response:
-    """Follow redirects by hand, for each hop has to be checked."""
-    first = url
-    seen: set[str] = set()
-    while True:
-        check_url(url, limits.allowed_hosts, limits.guard)
-        if url in seen:
-            raise _redirect(first, f"redirects in a circle (back to {shown_url(url)})")
-        if len(seen) > MAX_REDIRECTS:
-            raise _redirect(first, f"redirects more than {MAX_REDIRECTS} times (last to {shown_url(url)})")
-        seen.add(url)
-        try:
-            response = session.get(
-                url,
-                headers={"Connection": "close"},
-                stream=True,
-                allow_redirects=False,
-                timeout=(limits.connect_timeout, limits.read_timeout),
-            )
-        except NETWORK_ERRORS as error:
-            raise _unreachable(shown_url(url), explain(error)) from None
-        if response.status_code not in _REDIRECTS:
-            _check_status(response, shown_url(url))
-            return response
-        location = response.headers.get("Location", "")
-        response.close()
-        if not location:
-            raise _redirect(first, f"answered {response.status_code} without saying where to")
-        try:
-            url = urllib.parse.urljoin(url, location)
-        except ValueError:
-            raise _redirect(first, "redirects to something that is no URL") from None
+class _Download:
+    """One file on its way here.
+
+    *Invariants.* What is yielded is the beginning of one file, whatever breaks: it goes on only where the server names
+    the same validator as in its first answer (RFC 9110, 8.8 and 13.1.5). `authorization` is sent to the origin of the
+    first URL, and never again after a redirect has led away from there. At most one attempt to go on per delay in
+    `limits.resume_delays`, and none after the deadline.
+    """
+
+    response: requests.Response
+
+    def __init__(self, url: str, limits: SourceLimits, access: HttpAccess, cancelled: Callable[[], bool]) -> None:
+        self.name = shown_url(url)
+        self.declared: int | None = None
+        """The size of the whole file, if the server said."""
+        self._url = url
+        self._limits = limits
+        self._authorization = access.authorization
+        self._plain_http = access.plain_http
+        self._cancelled = cancelled
+        self._deadline = time.monotonic() + limits.total_timeout
+        self._delays = iter(limits.resume_delays)
+        self._session = PlainSession(limits.guard, access.ca_pem)
+        self._validator = ""
+        self._size = 0
+        """Bytes that were yielded."""
+
+    def close(self) -> None:
+        if hasattr(self, "response"):
+            self.response.close()
+        self._session.close()
+
+    def begin(self) -> None:
+        """Ask for the file."""
+        self.response = self._follow({})
+        self.declared = _declared_size(self.response)
+        self._validator = _validator(self.response)
+        if self.declared is not None and self.declared > self._limits.max_bytes:
+            raise _too_large(self.name, f"announces {self.declared} bytes", self._limits)
+
+    def read(self) -> Iterator[bytes]:
+        """Yield the file, from one answer or several."""
+        known = 0
+        while True:
+            # The library would stop at the announced size and drop what comes after it unseen.
+            read_beyond_length(self.response)
+            try:
+                yield from self._read_answer(known)
+            except NETWORK_ERRORS as error:
+                if self._size == self.declared:
+                    # All is here; that the other side neither closes nor sends more is no failure.
+                    return
+                truncated = is_broken_off(error)
+                failure = self._truncated() if truncated else self._unreachable(explain(error))
+            else:
+                if self.declared is None or self._size == self.declared:
+                    return
+                failure = self._truncated()
+            known = self._resume(failure)
+
+    def _read_answer(self, known: int) -> Iterator[bytes]:
+        """Yield the body of an answer without its first `known` bytes, which were yielded already."""
+        pieces = read_pieces(self.response)
+        if self._size == self.declared:
+            set_patience(self.response, _SURPLUS_SECONDS)
+        while piece := next(pieces, b""):
+            fresh = piece[known:]
+            known = max(0, known - len(piece))
+            self._size += len(fresh)
+            if self._size > self._limits.max_bytes:
+                raise _too_large(self.name, "sends more", self._limits)
+            if self.declared is not None and self._size > self.declared:
+                raise Stalling(
+                    "SourceTooLarge",
+                    f"{self.name} announced {self.declared} bytes and sends more; correct the Content-Length there, "
+                    "or the file",
+                )
+            self._check_time()
+            if fresh:
+                yield fresh
+            if self._size == self.declared:
+                set_patience(self.response, _SURPLUS_SECONDS)
+
+    def _resume(self, failure: Transient) -> int:
+        """Ask for what is missing; return how many bytes of the answer are known already. Raises `failure` in the end.
+
+        1. Only if the server gave the file a name that changes with it: a strong ETag, or Last-Modified.
+        2. `If-Range` makes a server whose file has changed send all of it (200) instead of the rest (206).
+        3. A rest begins where we stopped, belongs to a file of the same size, and does not name another file.
+        4. All of it is taken, from where we stopped, only if it is the same file beyond doubt.
+        """
+        self.response.close()
+        # 1.
+        if not self._validator:
+            raise failure
+        for delay in self._delays:
+            self._wait(delay)
+            # 2.
+            try:
+                self.response = self._follow({"Range": f"bytes={self._size}-", "If-Range": self._validator})
+            except Transient as again:
+                failure = again
+                continue
+            validator = _validator(self.response)
+            # 3.
+            if self.response.status_code == 206 and validator in {"", self._validator}:
+                place = _CONTENT_RANGE.fullmatch(self.response.headers.get("Content-Range", ""))
+                first, whole = (int(place[1]), int(place[2])) if place is not None else (-1, -1)
+                if first == self._size and whole == (self.declared if self.declared is not None else whole):
+                    self.declared = whole
+                    return 0
+            # 4.
+            same = validator == self._validator and _declared_size(self.response) == self.declared
+            if self.response.status_code == 200 and same:
+                return self._size
+            self.response.close()
+            message = f"{failure.message.partition(';')[0]}, and what is there now is another file; it will start again"
+            raise Transient("SourceTruncated", message)
+        raise failure
+
+    def _follow(self, headers: dict[str, str]) -> requests.Response:
+        """Send the request and follow redirects by hand, for each hop has to be checked."""
+        url = self._url
+        authorization = self._authorization
+        seen: set[str] = set()
+        while True:
+            check_url(url, self._limits.allowed_hosts, self._limits.guard)
+            if url in seen:
+                raise _redirect(self._url, f"redirects in a circle (back to {shown_url(url)})")
+            if len(seen) > MAX_REDIRECTS:
+                raise _redirect(self._url, f"redirects more than {MAX_REDIRECTS} times (last to {shown_url(url)})")
+            seen.add(url)
+            if authorization and origin(url) != origin(self._url):
+                authorization = None
+            if authorization and not url.lower().startswith("https:") and not self._plain_http:
+                raise _invalid("credentials would be sent to it without TLS; write https, or take the credentials away")
+            extra = {"Authorization": authorization} if authorization else {}
+            try:
+                response = self._session.get(
+                    url,
+                    headers={"Connection": "close", **headers, **extra},
+                    stream=True,
+                    allow_redirects=False,
+                    timeout=(self._limits.connect_timeout, self._limits.read_timeout),
+                )
+            except NETWORK_ERRORS as error:
+                raise _unreachable(shown_url(url), explain(error)) from None
+            if response.status_code not in _REDIRECTS:
+                _check_status(response, shown_url(url), (200, 206, 416) if headers else (200,))
+                return response
+            location = response.headers.get("Location", "")
+            response.close()
+            if not location:
+                raise _redirect(self._url, f"answered {response.status_code} without saying where to")
+            try:
+                url = urllib.parse.urljoin(url, location)
+            except ValueError:
+                raise _redirect(self._url, "redirects to something that is no URL") from None
+
+    def _check_time(self) -> None:
+        if self._cancelled():
+            message = f"reading {self.name} was stopped after {self._progress()} bytes; it will start again"
+            raise Transient("Cancelled", message)
+        if time.monotonic() > self._deadline:
+            slow = f"it sent only {self._progress()} bytes in {self._limits.total_timeout:.0f} s"
+            raise _unreachable(self.name, slow)
+
+    def _wait(self, delay: float) -> None:
+        """Wait before going on, but not beyond the deadline, nor when nobody wants the file any more."""
+        end = time.monotonic() + delay
+        while (rest := end - time.monotonic()) > 0:
+            self._check_time()
+            time.sleep(min(rest, 0.1))
+        self._check_time()
+
+    def _progress(self) -> str:
+        return f"{self._size} of {self.declared}" if self.declared is not None else str(self._size)
+
+    def _truncated(self) -> Transient:
+        message = f"{self.name} ended after {self._progress()} bytes; it will be tried again"
+        return Transient("SourceTruncated", message)
+
+    def _unreachable(self, problem: str) -> Transient:
+        return _unreachable(self.name, f"{problem} after {self._progress()} bytes")
 
 
-def _check_status(response: requests.Response, name: str) -> None:
+def _check_status(response: requests.Response, name: str, good: tuple[int, ...]) -> None:
     status = response.status_code
-    if status == 200:
+    if status in good:
         return
     response.close()
     if status in {404, 410}:
@@ -238,56 +416,20 @@ def _declared_size(response: requests.Response) -> int | None:
     return int(value[:20])
 
 
+def _validator(response: requests.Response) -> str:
+    """Return what a server calls this very state of a file: a strong ETag, else Last-Modified, else nothing."""
+    tag = response.headers.get("ETag", "").strip()
+    if tag:
+        return tag if tag.startswith('"') else ""
+    return response.headers.get("Last-Modified", "").strip()
+
+
 def _remark(response: requests.Response) -> str:
     if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         return "the server sent it compressed (Content-Encoding), and it was stored as sent"
     if response.headers.get("Content-Type", "").lower().startswith("text/html"):
         return "the server sent a web page (text/html): a login or error page?"
     return ""
-
-
-def _read(
-    response: requests.Response,
-    name: str,
-    limits: SourceLimits,
-    declared: int | None,
-    deadline: float,
-    cancelled: Callable[[], bool],
-) -> Iterator[bytes]:
-    size = 0
-    promised = f" of {declared}" if declared is not None else ""
-    pieces = read_pieces(response)
-    if declared == 0:
-        set_patience(response, _SURPLUS_SECONDS)
-    try:
-        while piece := next(pieces, b""):
-            size += len(piece)
-            if size > limits.max_bytes:
-                raise _too_large(name, "sends more", limits)
-            if declared is not None and size > declared:
-                raise Stalling(
-                    "SourceTooLarge",
-                    f"{name} announced {declared} bytes and sends more; correct the Content-Length there, or the file",
-                )
-            if cancelled():
-                raise Transient(
-                    "Cancelled", f"reading {name} was stopped after {size}{promised} bytes; it will start again"
-                )
-            if time.monotonic() > deadline:
-                slow = f"it sent only {size}{promised} bytes in {limits.total_timeout:.0f} s"
-                raise _unreachable(name, slow)
-            yield piece
-            if size == declared:
-                set_patience(response, _SURPLUS_SECONDS)
-    except NETWORK_ERRORS as error:
-        if size == declared:
-            # All is here; that the other side neither closes nor sends more is no failure.
-            return
-        if is_broken_off(error):
-            raise _truncated(name, size, promised) from None
-        raise _unreachable(name, f"{explain(error)} after {size}{promised} bytes") from None
-    if declared is not None and size < declared:
-        raise _truncated(name, size, promised)
 
 
 def _invalid(problem: str) -> Stalling:
@@ -300,10 +442,6 @@ def _redirect(url: str, problem: str) -> Stalling:
 
 def _unreachable(name: str, problem: str) -> Transient:
     return Transient("SourceUnreachable", f"{name} cannot be reached: {problem}; it will be tried again")
-
-
-def _truncated(name: str, size: int, promised: str) -> Transient:
-    return Transient("SourceTruncated", f"{name} ended after {size}{promised} bytes; it will be tried again")
 
 
 def _too_large(name: str, problem: str, limits: SourceLimits) -> Stalling:

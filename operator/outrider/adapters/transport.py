@@ -203,13 +203,16 @@ class PlainSession(requests.Session):
     resolves to, and the connection goes to an address that was checked, without asking for the name a second time.
     Proxies that the environment names are the operator's choice; of what is asked of them only the host is checked.
     Then requests raise Stalling(AddressNotAllowed), too.
+
+    `ca_pem` are certificates of authorities that count beside the usual ones. Raises Stalling(CaInvalid) for others.
     """
 
-    def __init__(self, guard: AddressPolicy | None = None) -> None:
+    def __init__(self, guard: AddressPolicy | None = None, ca_pem: str | None = None) -> None:
         super().__init__()
-        if guard is not None:
-            self.mount("http://", _GuardedAdapter(guard))
-            self.mount("https://", _GuardedAdapter(guard))
+        context = None if ca_pem is None else _trusting(ca_pem)
+        if guard is not None or context is not None:
+            self.mount("http://", _Adapter(guard, context))
+            self.mount("https://", _Adapter(guard, context))
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         # With any `auth` of its own, requests does not look into ~/.netrc, which would also replace our Authorization.
         self.auth = _unchanged
@@ -224,17 +227,38 @@ class PlainSession(requests.Session):
         """
 
 
-class _GuardedAdapter(requests.adapters.HTTPAdapter):
+def _trusting(ca_pem: str) -> ssl.SSLContext:
+    """Return what verifies certificates by the authorities in `ca_pem`; requests adds the usual ones to it."""
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(cadata=ca_pem)
+    except (ssl.SSLError, ValueError, TypeError):
+        raise Stalling(
+            "CaInvalid",
+            "the certificates of the source's own authorities cannot be read; write them as PEM "
+            "(-----BEGIN CERTIFICATE-----), one after the other",
+        ) from None
+    return context
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
     """Connects directly to nothing but checked addresses, over urllib3's own connections otherwise."""
 
-    def __init__(self, guard: AddressPolicy) -> None:
+    def __init__(self, guard: AddressPolicy | None, context: ssl.SSLContext | None) -> None:
         self._guard = guard
+        self._tls: dict[str, Any] = {} if context is None else {"ssl_context": context}
         super().__init__()
 
     @override
+    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
+        return super().proxy_manager_for(proxy, **proxy_kwargs, **self._tls)
+
+    @override
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
-        super().init_poolmanager(connections, maxsize, block, **pool_kwargs)
-        guard = self._guard
+        super().init_poolmanager(connections, maxsize, block, **pool_kwargs, **self._tls)
+        if self._guard is None:
+            return
+        guard: AddressPolicy = self._guard
 
         class Connection(urllib3.connection.HTTPConnection):
             @override
@@ -257,7 +281,8 @@ class _GuardedAdapter(requests.adapters.HTTPAdapter):
 
     @override
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        self._guard.check_host(urllib.parse.urlsplit(request.url or "").hostname or "")
+        if self._guard is not None:
+            self._guard.check_host(urllib.parse.urlsplit(request.url or "").hostname or "")
         return super().send(request, *args, **kwargs)
 
 
@@ -326,6 +351,12 @@ def explain(error: BaseException) -> str:
             case _:
                 continue
     return "the connection failed"
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Return scheme, host and port of a URL: what credentials are for."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
