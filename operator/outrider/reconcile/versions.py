@@ -285,9 +285,11 @@ class VersionReconciler:
                 spec.version,
                 platform,
                 artifact.file_name or "",
-                (artifact.signature and artifact.signature.inline) or "",
             )
             manifest = ingest.store_artifact_manifest(registry, repository, blob, facts)
+            if artifact.signature is not None and artifact.signature.inline is not None:
+                evidence = Evidence("Detached", decode_signature(artifact.signature.inline))
+                ingest.store_evidence(registry, repository, manifest, evidence)
             return StoredArtifact(
                 platform=platform,
                 digest=blob.digest,
@@ -320,7 +322,9 @@ class VersionReconciler:
         cancelled: Callable[[], bool],
     ) -> StoredArtifact:
         with self._registry() as registry:
-            found = ingest.read_back(registry, repository, _digest_of(stored.reference), cancelled=cancelled)
+            found = ingest.read_back(
+                registry, repository, _digest_of(stored.reference), keys=self._trust.keys, cancelled=cancelled
+            )
         if found is None:
             # Somebody swept it up: an entry that is no entry's makes the planner store it again.
             return stored.model_copy(update={"spec_hash": "missing"})
@@ -340,7 +344,8 @@ class VersionReconciler:
             size=found.size,
             expected_sha256=artifact.sha256,
             actual_sha256=found.sha256,
-            evidence=[Evidence("Detached", decode_signature(found.facts.signature))],
+            evidence=found.evidence,
+            further_digests=found.further_digests,
             keys=self._trust.keys,
             trust_namespace=self._settings.namespace,
         )
