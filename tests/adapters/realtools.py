@@ -230,6 +230,13 @@ class Cosign:
         arguments = ("--bundle", self._write(bundle), "--type", predicate_type, "--trusted-root", self._root)
         self._home.run("cosign", "verify-blob-attestation", *self._public(public), *arguments, file)
 
+    def verify_blob_envelope(
+        self, file: Path, envelope: bytes, public: Path, *, predicate_type: str = STATEMENT_TYPE
+    ) -> None:
+        """Check a bare DSSE envelope with a statement about a file; raises ToolError if cosign refuses it."""
+        arguments = ("--signature", self._write(envelope), "--type", predicate_type)
+        self._home.run("cosign", "verify-blob-attestation", *self._public(public), *arguments, file)
+
     def _key(self, signer: Signer) -> tuple[str | Path, ...]:
         return ("--yes", "--key", self.import_key(signer))
 
