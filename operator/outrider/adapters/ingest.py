@@ -31,7 +31,7 @@ from outrider.adapters.registry import (
 from outrider.adapters.sources import Source
 from outrider.api.errors import Stalling, Transient
 from outrider.api.names import ARTIFACT_TYPE, EVIDENCE_TYPE, LAYER_TYPE
-from outrider.trust.digest import ALGORITHM, Sha256Stream, digest_of, is_digest, parse_sha256
+from outrider.trust.digest import ALGORITHM, Sha256Stream, digest_of, is_digest, parse_digest, parse_sha256
 from outrider.trust.documents import Malformed, canonical_json, parse_object
 from outrider.trust.evidence import MAX_EVIDENCE_BYTES, MAX_PIECES, Evidence, decode_evidence, encode_evidence
 from outrider.trust.keys import TrustedKey
@@ -94,6 +94,23 @@ class StoredArtifact:
     """What lies beside it to vouch for it; nothing of it verified."""
     further_digests: Mapping[str, str] = field(default_factory=dict)
     """Further digests of the stored bytes, in hex by algorithm, where a key and the evidence ask for them."""
+
+
+def look_up(registry: OciRegistry, repository: str, manifest_digest: str) -> StoredArtifact | None:
+    """Return a stored artifact without reading its file: only that it is there is asked.
+
+    Its hash is the one that the manifest names. For when the evidence has to be judged again and the bytes were read
+    before. None and raises as `read_back`.
+    """
+    document = registry.get_manifest(repository, manifest_digest)
+    if document is None:
+        return None
+    manifest = parse_artifact_manifest(document)
+    if registry.blob_size(repository, manifest.blob.digest) != manifest.blob.size:
+        return None
+    evidence = load_evidence(registry, repository, manifest_digest)
+    sha256 = parse_digest(manifest.blob.digest, "the digest of the stored file")
+    return StoredArtifact(sha256, manifest.blob.size, manifest.facts, evidence)
 
 
 @dataclass(frozen=True)
@@ -263,6 +280,11 @@ def _load_piece(registry: OciRegistry, repository: str, manifest_digest: str, re
 
     # 4.
     return decode_evidence(data)
+
+
+def draft_index(registry: OciRegistry, repository: str, version: str) -> ManifestDocument | None:
+    """Return a version's index as it was written before publication, if it was."""
+    return registry.get_manifest(repository, _tag(f"_index.{version}"))
 
 
 def read_back(
