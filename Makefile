@@ -86,6 +86,7 @@ e2e: tools ## The tests on a real control plane
 .PHONY: bench
 bench: tools ## Speed, writes and memory, each beside its yardstick (some 20 minutes)
 	@$(RUN) tests/bench/ingest.py
+	$(RUN) -m bench.catalogue
 	$(RUN) -m bench.rollout
 
 ##@ Change it

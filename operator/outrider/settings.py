@@ -1,5 +1,6 @@
 """The operator's settings: read once from the environment, checked, and immutable afterwards."""
 
+import ipaddress
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,20 +32,27 @@ class Settings:
 
     namespace: str = "outrider-system"
     pod_name: str = "outrider"
+    service_account: str = "outrider"
     registry: str = ""
     registry_prefix: str = "outrider"
     registry_plain_http: bool = False
     registry_ca_file: str = ""
     registry_username: str = ""
     registry_password: str = field(default="", repr=False)
+    registry_docker_config: str = ""
     node_registry: str = ""
     fetch_image: str = f"outrider:{__version__}"
     fetch_image_pull_policy: str = "IfNotPresent"
     allowed_source_hosts: tuple[str, ...] = ()
+    allowed_source_addresses: tuple[str, ...] = ()
+    plain_http_sources: tuple[str, ...] = ()
     max_artifact_bytes: int = 16 * 1024**3
     retry: Retry = Retry()
     ingest_concurrency: int = 2
     allow_rsa_2048: bool = False
+    require_binding: bool = False
+    reverify_seconds: float = 86400.0
+    fresh_seconds: float = 300.0
     log_level: str = "INFO"
     log_format: str = "text"
     listen_host: str = ""
@@ -89,6 +97,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             raise Stalling("SettingInvalid", f"OUTRIDER_{name} must be true or false, not {value!r}")
         return value == "true"
 
+    def several(name: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in text(name, "").split(",") if part.strip())
+
     default = Settings()
     registry = text("REGISTRY", "")
     if not registry:
@@ -102,18 +113,22 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     return Settings(
         namespace=text("NAMESPACE", default.namespace),
         pod_name=text("POD_NAME", default.pod_name),
+        service_account=text("SERVICE_ACCOUNT", default.service_account),
         registry=registry,
         registry_prefix=text("REGISTRY_PREFIX", default.registry_prefix).strip("/"),
         registry_plain_http=switch("REGISTRY_PLAIN_HTTP"),
         registry_ca_file=text("REGISTRY_CA_FILE", ""),
         registry_username=text("REGISTRY_USERNAME", ""),
         registry_password=text("REGISTRY_PASSWORD", ""),
+        registry_docker_config=text("REGISTRY_DOCKER_CONFIG", ""),
         node_registry=text("NODE_REGISTRY", ""),
         fetch_image=text("FETCH_IMAGE", default.fetch_image),
         fetch_image_pull_policy=choice(
             "FETCH_IMAGE_PULL_POLICY", default.fetch_image_pull_policy, "Always", "IfNotPresent", "Never"
         ),
-        allowed_source_hosts=tuple(h.strip() for h in text("ALLOWED_SOURCE_HOSTS", "").split(",") if h.strip()),
+        allowed_source_hosts=several("ALLOWED_SOURCE_HOSTS"),
+        allowed_source_addresses=_check_networks("ALLOWED_SOURCE_ADDRESSES", several("ALLOWED_SOURCE_ADDRESSES")),
+        plain_http_sources=several("PLAIN_HTTP_SOURCES"),
         max_artifact_bytes=int(number("MAX_ARTIFACT_BYTES", default.max_artifact_bytes, 1)),
         retry=Retry(
             number("RETRY_FIRST_SECONDS", default.retry.first, 0.01),
@@ -122,9 +137,24 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         ),
         ingest_concurrency=int(number("INGEST_CONCURRENCY", default.ingest_concurrency, 1)),
         allow_rsa_2048=switch("ALLOW_RSA_2048"),
+        require_binding=switch("REQUIRE_BINDING"),
+        reverify_seconds=number("REVERIFY_SECONDS", default.reverify_seconds, 1),
+        fresh_seconds=number("FRESH_SECONDS", default.fresh_seconds, 1),
         log_level=choice("LOG_LEVEL", default.log_level, "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
         log_format=choice("LOG_FORMAT", default.log_format, "text", "json"),
         listen_host=text("LISTEN_HOST", ""),
         listen_port=int(number("LISTEN_PORT", default.listen_port, 0, 65535)),
         lease_seconds=number("LEASE_SECONDS", default.lease_seconds, 2),
     )
+
+
+def _check_networks(name: str, parts: tuple[str, ...]) -> tuple[str, ...]:
+    for part in parts:
+        try:
+            ipaddress.ip_network(part, strict=False)
+        except ValueError:
+            raise Stalling(
+                "SettingInvalid",
+                f"OUTRIDER_{name} must be addresses or networks such as 10.0.0.0/8, divided by commas, not {part!r}",
+            ) from None
+    return parts

@@ -1,5 +1,6 @@
 """Keys and signatures made by openssl, as people make them."""
 
+import base64
 import subprocess
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,10 @@ class Signer:
         (self._folder / "file").write_bytes(data)
         command = 'openssl dgst -sha256 -sign "$1" "$2" | base64 -w0'
         return self._run("sh", "-c", command, "sign", self.private, self._folder / "file").decode()
+
+    def detached(self, data: bytes) -> bytes:
+        """Return the same signature, raw."""
+        return base64.b64decode(self.sign(data))
 
     @staticmethod
     def _run(*command: str | Path) -> bytes:

@@ -9,19 +9,31 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import outrider
 from adapters.realservers import BCRYPT, PASSWORD, USERNAME, RealRegistry, running_registry, sha256_of
 from adapters.signing import MakeSigner, Signer
-from outrider.adapters.ingest import ArtifactFacts, store_artifact_manifest, store_index
+from outrider.adapters.ingest import (
+    ArtifactFacts,
+    build_evidence_manifest,
+    parse_index,
+    store_artifact_manifest,
+    store_evidence,
+    store_index,
+)
+from outrider.adapters.registry import MANIFEST_TYPE
 from outrider.api.errors import Stalling
 from outrider.node.config import ConfigError, read_config
 from outrider.node.fetch import ARCHITECTURES, RECORD, fetch
+from outrider.trust.evidence import Evidence
+from unit.authors import Author, evidence, statement
 
 FILE = b"\x7fELF" + random.Random(11).randbytes(2_000_000)  # noqa: S311
 SHA256 = sha256_of(FILE)
@@ -51,6 +63,8 @@ class Node:
             "OUTRIDER_VERSION": "1.4.0",
             "OUTRIDER_DIGESTS": json.dumps({PLATFORM: SHA256}),
             "OUTRIDER_TERMINATION_LOG": str(self.termination),
+            # What the tests import is what runs, wherever it was installed from.
+            "PYTHONPATH": str(Path(outrider.__file__).parents[1]),
         }
 
     def start(self) -> subprocess.Popen[str]:
@@ -100,12 +114,15 @@ def publish(
     version: str = "1.4.0",
     username: str | None = None,
     password: str | None = None,
+    evidence: Sequence[Evidence] | None = None,
 ) -> str:
-    """Store FILE as a version and return the digest of its index."""
+    """Store FILE as a version, signed or with other evidence, and return the digest of its index."""
     with registry.client(username=username, password=password) as client:
         blob = client.push_bytes(REPOSITORY, FILE)
-        facts = ArtifactFacts(component, version, platform, "node-agent-bin", signer.sign(FILE))
+        facts = ArtifactFacts(component, version, platform, "node-agent-bin")
         manifest = store_artifact_manifest(client, REPOSITORY, blob, facts)
+        for piece in [Evidence("Detached", signer.detached(FILE))] if evidence is None else evidence:
+            store_evidence(client, REPOSITORY, manifest, piece)
         return store_index(client, REPOSITORY, component, version, {platform: manifest}, publish=True).digest
 
 
@@ -232,6 +249,98 @@ def test_leftovers_of_a_killed_attempt_are_removed(node: Node) -> None:
     assert node.names() == [RECORD, "node-agent-bin"]
 
 
+def test_a_named_pipe_in_the_record_s_place_does_not_hold_it_up(node: Node) -> None:
+    os.mkfifo(node.target / RECORD)
+    assert node.run()[0] == 0
+    assert node.file.read_bytes() == FILE
+
+
+# What vouches for the file
+
+
+@pytest.mark.parametrize("format_", ["SigstoreBundle", "SigstoreAttestation", "CosignClassic", "OutriderStatement"])
+@pytest.mark.parametrize("kind", ["p256", "p384"])
+def test_every_format_is_verified_on_the_node_and_again_without_the_registry(
+    tmp_path: Path, registry: RealRegistry, signer: Signer, kind: str, format_: str
+) -> None:
+    author = Author(kind)
+    pieces = {
+        "SigstoreBundle": evidence("SigstoreBundle", author.bundle(FILE)),
+        "SigstoreAttestation": author.attestation(SHA256),
+        "CosignClassic": author.classic(SHA256),
+        "OutriderStatement": evidence("OutriderStatement", author.enveloping(statement_payload())),
+    }
+    node = Node(tmp_path / "node", registry, publish(registry, signer, evidence=[pieces[format_]]), signer)
+    (node.keys / "release.pub").write_bytes(author.pem)
+    code, log = node.run()
+    assert code == 0, log
+    assert f"{format_} by {author.key.fingerprint}" in log
+    registry.kill()
+    code, log = node.run()
+    assert code == 0, log
+    assert "was verified again" in log
+
+
+def statement_payload(**changes: Any) -> bytes:
+    return json.dumps(statement(FILE, component="node-agent", platform=PLATFORM, **changes)).encode()
+
+
+def test_a_file_that_nothing_vouches_for(tmp_path: Path, registry: RealRegistry, signer: Signer) -> None:
+    node = Node(tmp_path / "node", registry, publish(registry, signer, evidence=[]), signer)
+    assert node.refused().startswith(f"SignatureMissing: nothing vouches for node-agent 1.4.0 {PLATFORM}")
+
+
+def test_a_statement_for_another_version(tmp_path: Path, registry: RealRegistry, signer: Signer) -> None:
+    author = Author("p256")
+    piece = evidence("OutriderStatement", author.envelope(statement_payload(version="1.3.0")))
+    node = Node(tmp_path / "node", registry, publish(registry, signer, evidence=[piece]), signer)
+    (node.keys / "release.pub").write_bytes(author.pem)
+    reason = node.refused()
+    assert reason.startswith("StatementMismatch: ")
+    assert "it is about version '1.3.0', and this is 1.4.0" in reason
+
+
+def test_a_binding_that_is_demanded(tmp_path: Path, registry: RealRegistry, signer: Signer) -> None:
+    author = Author("p256")
+    detached = Evidence("Detached", signer.detached(FILE))
+    node = Node(tmp_path / "node", registry, publish(registry, signer, evidence=[detached]), signer)
+    node.environment["OUTRIDER_REQUIRE_BINDING"] = "true"
+    assert node.refused().startswith("BindingRequired: ")
+    (node.keys / "author.pub").write_bytes(author.pem)
+    publish(registry, signer, evidence=[evidence("OutriderStatement", author.envelope(statement_payload()))])
+    assert node.run()[0] == 0
+
+
+def test_signed_again_with_a_new_key_under_the_same_pinned_digest(
+    node: Node, registry: RealRegistry, signer: Signer, make_signer: MakeSigner
+) -> None:
+    new = make_signer("new")
+    (node.keys / "release.pub").write_bytes(new.public.read_bytes())
+    assert node.refused().startswith("SignatureUntrusted: ")
+    index = publish(registry, new)
+    assert node.environment["OUTRIDER_REFERENCE"].endswith(index)
+    code, log = node.run()
+    assert code == 0, log
+    # Both signatures are kept: whichever key is mounted next time is enough.
+    registry.kill()
+    for key, expected in ((signer, 0), (new, 0)):
+        (node.keys / "release.pub").write_bytes(key.public.read_bytes())
+        assert node.run()[0] == expected
+
+
+def test_evidence_that_cannot_be_read_beside_what_can(node: Node, registry: RealRegistry) -> None:
+    with registry.client() as client:
+        index = client.get_manifest(REPOSITORY, node.environment["OUTRIDER_REFERENCE"].rpartition("@")[2])
+        assert index is not None
+        manifest = parse_index(index)[PLATFORM]
+        for garbage in (b"{}", b"garbage", b'{"format": "Detached"}'):
+            content = build_evidence_manifest(manifest, client.push_bytes(REPOSITORY, garbage))
+            client.push_referrer(REPOSITORY, content, MANIFEST_TYPE, manifest.digest)
+    code, log = node.run()
+    assert code == 0, log
+    assert log.count("a piece of evidence is left out: the evidence cannot be read") == 3
+
+
 # Refusals
 
 
@@ -307,7 +416,7 @@ def test_another_component_or_version_under_the_pinned_digest(node: Node, variab
 def test_an_index_whose_platform_is_not_its_manifest_s(tmp_path: Path, registry: RealRegistry, signer: Signer) -> None:
     with registry.client() as client:
         blob = client.push_bytes(REPOSITORY, FILE)
-        facts = ArtifactFacts("node-agent", "1.4.0", OTHER, "node-agent-bin", signer.sign(FILE))
+        facts = ArtifactFacts("node-agent", "1.4.0", OTHER, "node-agent-bin")
         manifest = store_artifact_manifest(client, REPOSITORY, blob, facts)
         index = store_index(client, REPOSITORY, "node-agent", "1.4.0", {PLATFORM: manifest}, publish=False)
     node = Node(tmp_path / "node", registry, index.digest, signer)

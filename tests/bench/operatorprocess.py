@@ -18,7 +18,9 @@ ACCOUNT = "outrider"
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
-_PASSES = re.compile(r'^outrider_reconcile_total{kind="Rollout".*} (\S+)$', re.MULTILINE)
+_PASSES = r'^outrider_reconcile_total{kind="%s".*} (\S+)$'
+_STEPS = r"^outrider_version_steps_total{.*} (\S+)$"
+_LEADER = r"^outrider_leader (\S+)$"
 
 # In a pod the kubelet puts the token where this points to.
 _PROGRAM = """
@@ -48,6 +50,8 @@ class OperatorProcess:
             "KUBERNETES_SERVICE_PORT": str(address.port),
             "OUTRIDER_REGISTRY": cluster.registry,
             "OUTRIDER_REGISTRY_PLAIN_HTTP": "true",
+            # The files are served on this machine, where no source may be otherwise.
+            "OUTRIDER_ALLOWED_SOURCE_ADDRESSES": "127.0.0.0/8",
             "OUTRIDER_LISTEN_HOST": "127.0.0.1",
             "OUTRIDER_LISTEN_PORT": str(self._port),
             "OUTRIDER_POD_NAME": "outrider-bench",
@@ -88,9 +92,27 @@ class OperatorProcess:
     @property
     def passes(self) -> int:
         """Return how many passes over Rollouts it has made."""
+        return self.passes_over("Rollout")
+
+    def passes_over(self, kind: str) -> int:
+        """Return how many passes over objects of a kind it has made."""
+        return self._metric(_PASSES % kind)
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps of versions it has taken."""
+        return self._metric(_STEPS)
+
+    @property
+    def is_leading(self) -> bool:
+        """Tell whether it acts."""
+        return self._metric(_LEADER) > 0
+
+    def _metric(self, pattern: str) -> int:
+        """Return the sum of the metrics whose lines match."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
-        return sum(int(float(n)) for n in _PASSES.findall(text))
+        return sum(int(float(n)) for n in re.findall(pattern, text, re.MULTILINE))
 
 
 def _put_account(cluster: Cluster, folder: Path) -> None:

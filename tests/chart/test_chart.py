@@ -170,7 +170,7 @@ def test_another_release_name_and_namespace_hang_together() -> None:
         assert (subject["name"], subject["namespace"]) == (account, "agents")
     assert one(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == account
     conditions = json.dumps([each["spec"] for each in objects if each["kind"] == "ValidatingAdmissionPolicy"])
-    assert conditions.count(f"system:serviceaccount:agents:{account}'") == 3
+    assert conditions.count(f"system:serviceaccount:agents:{account}'") == 5
 
 
 def test_a_service_account_of_ones_own() -> None:
@@ -213,6 +213,18 @@ SETTINGS = {
     'fetchImage="mirror/outrider:1"': ("OUTRIDER_FETCH_IMAGE", "mirror/outrider:1"),
     'image.pullPolicy="Always"': ("OUTRIDER_FETCH_IMAGE_PULL_POLICY", "Always"),
     'sources.allowedHosts=["*.example.com","files"]': ("OUTRIDER_ALLOWED_SOURCE_HOSTS", "*.example.com,files"),
+    'sources.allowedAddresses=["127.0.0.0/8","fd00::/8"]': (
+        "OUTRIDER_ALLOWED_SOURCE_ADDRESSES",
+        "127.0.0.0/8,fd00::/8",
+    ),
+    'sources.plainHTTPRegistries=["*.lan:5000"]': ("OUTRIDER_PLAIN_HTTP_SOURCES", "*.lan:5000"),
+    'registry.dockerConfigSecret="pull"': (
+        "OUTRIDER_REGISTRY_DOCKER_CONFIG",
+        "/etc/outrider/registry-login/.dockerconfigjson",
+    ),
+    "trust.requireBinding=true": ("OUTRIDER_REQUIRE_BINDING", "true"),
+    "trust.reverifySeconds=3600": ("OUTRIDER_REVERIFY_SECONDS", "3600"),
+    "trust.freshSeconds=60": ("OUTRIDER_FRESH_SECONDS", "60"),
     # More digits than Helm keeps from becoming 1.7e+10 by itself.
     "sources.maxArtifactBytes=17179869185": ("OUTRIDER_MAX_ARTIFACT_BYTES", "17179869185"),
     "retry.firstSeconds=0.5": ("OUTRIDER_RETRY_FIRST_SECONDS", "0.5"),
@@ -242,7 +254,7 @@ def test_the_operator_understands_all_that_the_chart_can_say() -> None:
     read = read_settings(everything)
     changed = {name for name in Settings.__dataclass_fields__ if getattr(read, name) != getattr(Settings(), name)}
     # By the pod itself, by the Secret, and what nobody has to change: the port that the probes know, the Lease.
-    elsewhere = {"namespace", "pod_name", "registry_username", "registry_password"}
+    elsewhere = {"namespace", "pod_name", "service_account", "registry_username", "registry_password"}
     fixed = {"listen_host", "listen_port", "lease_seconds"}
     assert Settings.__dataclass_fields__.keys() - changed == elsewhere | fixed
 
@@ -274,6 +286,7 @@ def test_the_environment_of_the_operator() -> None:
     assert {each["name"]: each["valueFrom"] for each in container["env"]} == {
         "OUTRIDER_NAMESPACE": {"fieldRef": {"fieldPath": "metadata.namespace"}},
         "OUTRIDER_POD_NAME": {"fieldRef": {"fieldPath": "metadata.name"}},
+        "OUTRIDER_SERVICE_ACCOUNT": {"fieldRef": {"fieldPath": "spec.serviceAccountName"}},
         "OUTRIDER_REGISTRY_USERNAME": {"secretKeyRef": {"name": secret, "key": "username", "optional": True}},
         "OUTRIDER_REGISTRY_PASSWORD": {"secretKeyRef": {"name": secret, "key": "password", "optional": True}},
     }
@@ -340,11 +353,13 @@ def test_what_people_add_to_the_pod() -> None:
         'resources={"limits":{"memory":"1Gi"}}',
         'registry.caConfigMap="ca"',
         'registry.credentialsSecret="login"',
+        'registry.dockerConfigSecret="pull"',
     )
     spec = found["spec"]
     (container,) = spec["containers"]
     assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in container["env"]
-    assert container["env"][2]["valueFrom"]["secretKeyRef"]["name"] == "login"
+    logins = [each["valueFrom"]["secretKeyRef"]["name"] for each in container["env"] if "secretKeyRef" in str(each)]
+    assert logins == ["login", "login"]
     assert found["metadata"]["labels"]["team"] == "a"
     assert found["metadata"]["annotations"]["note"] == "b"
     assert spec["imagePullSecrets"] == [{"name": "pull"}]
@@ -353,20 +368,25 @@ def test_what_people_add_to_the_pod() -> None:
     assert spec["topologySpreadConstraints"] == [{"maxSkew": 1}]
     assert spec["priorityClassName"] == "high"
     assert container["resources"]["limits"] == {"memory": "1Gi"}
-    assert {mount["name"] for mount in container["volumeMounts"]} == {"tmp", "registry-ca"}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {"tmp", "registry-ca", "registry-login"}
     assert spec["volumes"][1]["configMap"] == {"name": "ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    # As a folder, so that a Secret that is corrected reaches the operator by itself.
+    assert spec["volumes"][2] == {"name": "registry-login", "secret": {"secretName": "pull"}}
 
 
 # --- Permissions ------------------------------------------------------------------------------------------------------
 
 CLUSTER_ROLE = {
-    "outrider.dev/componentversions": {"get", "list", "watch"},
+    "outrider.dev/componentversions": {"get", "list", "watch", "patch"},
     "outrider.dev/rollouts": {"get", "list", "watch", "patch"},
     "outrider.dev/componentversions/status": {"patch"},
     "outrider.dev/rollouts/status": {"patch"},
     "outrider.dev/rolloutbatches/status": {"patch"},
     "outrider.dev/rolloutbatches": {"get", "list", "watch", "create", "delete"},
     "apps/daemonsets": {"get", "list", "watch", "create", "delete"},
+    "batch/jobs": {"get", "list", "watch", "create", "delete"},
+    "/pods/log": {"get"},
+    "/namespaces": {"get"},
     "/nodes": {"get", "list", "watch", "patch"},
     "/pods": {"get", "list", "watch"},
     "/configmaps": {"get", "create", "patch"},
@@ -398,6 +418,17 @@ def test_the_operator_may_do_exactly_this() -> None:
         "kind": "Role",
         "name": "outrider",
     }
+
+
+def test_secrets_of_sources_are_read_only_where_the_values_say_so() -> None:
+    objects = template('sources.secretNamespaces=["fleet","edge"]')
+    roles = [
+        each for each in objects if each["kind"] == "Role" and each["metadata"]["name"].endswith("-source-secrets")
+    ]
+    assert [role["metadata"]["namespace"] for role in roles] == ["fleet", "edge"]
+    assert all(permissions(role) == {"/secrets": {"get"}} for role in roles)
+    bindings = [each for each in objects if each["kind"] == "RoleBinding"]
+    assert {each["metadata"]["namespace"] for each in bindings} == {"outrider-system", "fleet", "edge"}
 
 
 def test_no_rule_has_a_wildcard() -> None:
@@ -436,6 +467,8 @@ def test_every_policy_is_in_force_and_fails_closed() -> None:
         "outrider-kubelets",
         "outrider-records",
         "outrider-managed-objects",
+        "outrider-versions",
+        "outrider-operator-on-specs",
     }
     assert {policy["failurePolicy"] for policy in POLICIES.values()} == {"Fail"}
     assert [{"policyName": name, "validationActions": ["Deny"]} for name in POLICIES] == BINDINGS
@@ -445,8 +478,9 @@ def test_every_refusal_says_what_to_do() -> None:
     for policy in POLICIES.values():
         for validation in policy["validations"]:
             assert validation["reason"] == "Forbidden"
-            assert re.search(r"[:;] ", validation["message"]), "what happened, and then what to do"
-            assert "\n" not in validation["message"]
+            message = validation.get("message") or validation["messageExpression"]
+            assert re.search(r"[:;] ", message), "what happened, and then what to do"
+            assert "\n" not in message
 
 
 def test_policies_and_code_agree_on_names() -> None:

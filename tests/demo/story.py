@@ -162,6 +162,8 @@ class Story:
             "KUBECONFIG": str(kubeconfig),
             "OUTRIDER_REGISTRY": self.cluster.registry,
             "OUTRIDER_REGISTRY_PLAIN_HTTP": "true",
+            # The files are served on this machine, where no source may be otherwise.
+            "OUTRIDER_ALLOWED_SOURCE_ADDRESSES": "127.0.0.0/8",
             "OUTRIDER_LISTEN_HOST": "127.0.0.1",
             "OUTRIDER_LISTEN_PORT": str(free_port("127.0.0.1")),
             "OUTRIDER_POD_NAME": "beside",

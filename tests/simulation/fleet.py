@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from outrider.api.componentversion import Phase
 from outrider.api.names import assignment_key
 from outrider.api.rollout import (
     BatchNode,
@@ -18,10 +19,12 @@ from outrider.api.rollout import (
     RolloutStatus,
 )
 from outrider.core import plan as actions
+from outrider.core.compatibility import VersionRules
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Event, Plan
 from outrider.core.rollout import plan_rollout
-from outrider.core.snapshot import Batch, Hindrance, Node, Pod, RolloutSnapshot
+from outrider.core.snapshot import Batch, Hindrance, Neighbour, Node, Pod, RolloutSnapshot, VersionState
+from outrider.core.states import BARRED
 
 KEY = assignment_key("fleet", "agent")
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -76,7 +79,13 @@ class Fleet:
         self.nodes: dict[str, SimNode] = {}
         self.batches: dict[str, Batch] = {}
         self.revisions: dict[str, str] = {}
-        self.platforms: dict[str, frozenset[str]] = {}
+        self.rules: dict[str, VersionRules] = {}
+        self.phases: dict[str, Phase | None] = {}
+        self.neighbours: dict[str, Neighbour] = {}
+        self.fresh_seconds: float | None = None
+        self.registry_is_down = False
+        self.verified: dict[str, datetime] = {}
+        self.asked: dict[str, float] = {}
         self.joiners: list[str] = []
         self.observing_since: datetime | None = None
         self.ever_stable: set[str | None] = set()
@@ -138,13 +147,30 @@ class Fleet:
             pods={name: tuple(self._seen(name, pod) for pod in sim.pods) for name, sim in self.nodes.items()},
             batches=tuple(sorted(self.batches.values(), key=lambda b: (b.spec.run, b.spec.batch, b.spec.page))),
             revisions=dict(self.revisions),
-            platforms=dict(self.platforms),
+            rules=dict(self.rules),
             assigned=frozenset(
                 (sim.node.labels[KEY]).removeprefix("to-") for sim in self.nodes.values() if KEY in sim.node.labels
             ),
             joiners=tuple(self.joiners),
             observing_since=self.observing_since,
+            versions={
+                version: self.version_state(version) for version in {self.spec.version, *self.revisions.values()}
+            },
+            neighbours=self.neighbours,
+            verify_after=self.now - timedelta(seconds=self.fresh_seconds) if self.fresh_seconds is not None else None,
         )
+
+    def version_state(self, version: str) -> VersionState:
+        """Return what the ComponentVersion of a version says: Published, unless `phases` has something else."""
+        return VersionState(
+            phase=self.phases.get(version, "Published"),
+            why="it says so",
+            verified_at=self.verified.get(version, START),
+            unverifiable="the registry is down" if self.registry_is_down else "",
+        )
+
+    def _is_barred(self, revision: str) -> bool:
+        return self.phases.get(self.revisions.get(revision, "")) in BARRED
 
     def _seen(self, node: str, pod: SimPod) -> Pod:
         crashing = pod.behaviour == "crash-loop" and self._clock() >= pod.ready_at
@@ -203,6 +229,8 @@ class Fleet:
                 self.finalizer = True
             case actions.DropFinalizer():
                 self.finalizer, self.let_go = False, True
+            case actions.RequestVerification(name):
+                self.asked.setdefault(name.removeprefix("agent-"), self._clock() + 3)
             case actions.CreateRevision(revision):
                 self.revisions[revision] = revision.removeprefix("r-")
             case actions.CreateJoiners(revision):
@@ -224,6 +252,7 @@ class Fleet:
                 if sim is None or sim.node.uid != uid or sim.node.labels.get(KEY) != before:
                     return
                 self._check_record(name, uid, after)
+                self._check_phase(before, after)
                 sim.node = replace(sim.node, labels={**sim.node.labels, KEY: after})
                 self.patches.append(action)
 
@@ -242,12 +271,22 @@ class Fleet:
         known = goal in self.ever_stable or goal == "none" or goal in recorded
         assert known, f"{name} moves to {goal} without a record"
 
+    def _check_phase(self, before: str | None, after: str) -> None:
+        """No node sets out for a version that is Withdrawn or Revoked; who is on the way may arrive."""
+        goal = after.removeprefix("to-")
+        if self._is_barred(goal):
+            assert before == f"to-{goal}", f"a node goes from {before} to {after}, which is barred"
+
     # -- the cluster's part
 
     def tick(self, seconds: float = 1.0) -> None:
         """Let time pass: DaemonSet controllers delete and create pods, kubelets end and start them."""
         self.now += timedelta(seconds=seconds)
         clock = self._clock()
+        for version, done in list(self.asked.items()):
+            if clock >= done and not self.registry_is_down:
+                self.verified[version] = self.now
+                del self.asked[version]
         for name, sim in self.nodes.items():
             assignment = sim.node.labels.get(KEY)
             wanted = {assignment} & set(self.revisions) if assignment is not None else set(self.joiners)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from outrider.core.compatibility import VersionRules
 from outrider.core.snapshot import Hindrance
 from simulation.fleet import Fleet, make_spec
 
@@ -276,7 +277,7 @@ def test_after_a_restart_of_the_operator_healthy_nodes_stay_healthy() -> None:
 
 def test_nodes_that_the_version_has_nothing_for_are_left_out_and_keep_their_agent() -> None:
     fleet = installed(4)
-    fleet.platforms = {"r-1.1.0": frozenset({"linux/amd64"})}
+    fleet.rules = {"r-1.1.0": VersionRules(frozenset({"linux/amd64"}))}
     for name, arch in zip(sorted(fleet.nodes), ["amd64", "arm64", "amd64", "amd64"], strict=True):
         fleet.label(name, {"kubernetes.io/os": "linux", "kubernetes.io/arch": arch})
     fleet.change(version="1.1.0")

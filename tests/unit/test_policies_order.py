@@ -366,6 +366,7 @@ def test_the_history_never_grows_beyond_what_the_api_server_takes(reason: str) -
 
 RANK = {
     actions.KeepFinalizer: 0,
+    actions.RequestVerification: 0,
     actions.CreateRevision: 0,
     actions.CreateJoiners: 0,
     actions.WriteBatch: 1,

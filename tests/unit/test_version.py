@@ -18,23 +18,27 @@ from outrider.api.componentversion import (
     Stage,
     StoredArtifact,
     StoredSignature,
+    Usage,
 )
-from outrider.core.version import (
+from outrider.core.version import VersionPlan, hash_artifact, newest, plan_version, step_name, version_order
+from outrider.core.version_snapshot import (
+    MISSING,
+    AnyStep,
+    Deletion,
     Done,
     Failure,
+    JobFacts,
+    Problem,
     Publish,
     Running,
+    RunTest,
     Step,
     Store,
     Verify,
-    VersionPlan,
     VersionSnapshot,
-    hash_artifact,
-    newest,
-    plan_version,
-    step_name,
-    version_order,
+    WriteIndex,
 )
+from outrider.core.versiontest import content_of_test
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 KEY = "sha256:the-release-key"
@@ -91,6 +95,7 @@ def look(stage: Stage, *found: StoredArtifact, reference: str | None = None, **c
         status=ComponentVersionStatus(),
         done=Done({entry.platform: entry for entry in found}, reference),
         trusted=frozenset({KEY}),
+        trusted_now=frozenset({KEY}),
     )
     return replace(snapshot, **changes)
 
@@ -312,17 +317,419 @@ def test_a_refusal_says_what_to_do_and_no_time() -> None:
     assert ready.message == "it broke; mend it"
 
 
+PUBLISHED = plan_version(look("Published", *BOTH, reference=INDEX)).status
+HOUR = timedelta(hours=1)
+
+
+def later(stage: Stage = "Published", **changes: Any) -> VersionSnapshot:
+    """An hour after publication."""
+    return look(stage, **{"status": PUBLISHED, "now": NOW + HOUR, **changes})
+
+
 def test_what_is_published_keeps_its_first_date_and_its_reference_after_a_restart() -> None:
-    first = plan_version(look("Published", *BOTH, reference=INDEX)).status
-    assert (first.published_at, first.reference) == (NOW, INDEX)
-    later = plan_version(look("Published", status=first, now=NOW + timedelta(days=1)))
-    assert later.step is None
-    assert later.status == first, "nothing is written again"
+    assert (PUBLISHED.published_at, PUBLISHED.reference) == (NOW, INDEX)
+    plan = plan_version(later())
+    assert plan.step is None
+    assert plan.status == PUBLISHED, "nothing is written again"
 
 
-def test_what_is_published_stays_so_when_its_key_is_removed() -> None:
-    first = plan_version(look("Published", *BOTH, reference=INDEX)).status
-    assert plan_version(look("Published", status=first, trusted=frozenset())).status.phase == "Published"
+# -- after publication
+
+RESIGNED = make_artifact("amd64").model_copy(
+    update={"signature": Artifact.model_validate(AMD.to_api() | {"signature": {"inline": "b3RoZXJfa2V5"}}).signature}
+)
+NOT_FOUND_OUT = make_failure("Verify", reason="RegistryUnavailable", retry_at=NOW + 2 * HOUR)
+REFUSED_LATER = make_failure("Verify", stalled=True, reason="SignatureUntrusted", retry_at=NOW + 2 * HOUR)
+WITHDRAWN = plan_version(later(trusted=frozenset(), failure=REFUSED_LATER)).status
+DAY = timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "step", "phase", "conditions"),
+    [
+        pytest.param(
+            later(now=NOW + DAY),
+            Verify(AMD, verified(AMD), thorough=True, first=False),
+            "Published",
+            {"Ready": "True Published", "Verified": "True SignaturesVerified"},
+            id="once a day the bytes are read back again, and it stays Published meanwhile",
+        ),
+        pytest.param(
+            later(verify_after=NOW + timedelta(seconds=1)),
+            Verify(AMD, verified(AMD), thorough=True, first=False),
+            "Published",
+            {"Ready": "True Published"},
+            id="somebody who is about to rely on it has it read back at once",
+        ),
+        pytest.param(
+            later(trusted=frozenset({"sha256:another"})),
+            Verify(AMD, verified(AMD), thorough=False, first=False),
+            "Published",
+            {"Ready": "True Published"},
+            id="when its key is removed another is looked for, without reading the bytes",
+        ),
+        pytest.param(
+            later(trusted_now=frozenset()),
+            None,
+            "Published",
+            {"Ready": "True Published"},
+            id="a key's validity bounds the first publication only",
+        ),
+        pytest.param(
+            later(trusted=frozenset(), failure=NOT_FOUND_OUT),
+            None,
+            "Published",
+            {"Ready": "True Published", "Verified": "Unknown RegistryUnavailable"},
+            id="that nobody can tell changes nothing, and is shown",
+        ),
+        pytest.param(
+            later(trusted=frozenset(), failure=replace(REFUSED_LATER, reason="RegistryDenied")),
+            None,
+            "Published",
+            {"Ready": "True Published", "Verified": "False RegistryDenied"},
+            id="a registry that does not let us in condemns nothing",
+        ),
+        pytest.param(
+            later(trusted=frozenset(), failure=REFUSED_LATER),
+            None,
+            "Withdrawn",
+            {"Ready": "False SignatureUntrusted", "Stalled": "True SignatureUntrusted"},
+            id="when it is refused it is Withdrawn",
+        ),
+        pytest.param(
+            later(status=WITHDRAWN),
+            Verify(AMD, stored(AMD), first=False),
+            "Withdrawn",
+            {"Ready": "False SignatureUntrusted", "Stalled": "True SignatureUntrusted"},
+            id="after a restart it is still Withdrawn, says why, and is tried again",
+        ),
+        pytest.param(
+            later(status=WITHDRAWN, done=Done({"linux/amd64": verified(AMD)})),
+            None,
+            "Published",
+            {"Ready": "True Published"},
+            id="it comes back when its verification passes",
+        ),
+        pytest.param(
+            later(done=Done({"linux/amd64": stored(AMD).model_copy(update={"spec_hash": MISSING})})),
+            Store(AMD, stored(AMD).model_copy(update={"spec_hash": MISSING})),
+            "Withdrawn",
+            {"Ready": "False ArtifactMissing", "Stored": "Unknown Pending"},
+            id="what somebody deleted from the registry is stored again",
+        ),
+        pytest.param(
+            later(spec=make_spec("Published", RESIGNED, ARM)),
+            Store(RESIGNED, verified(AMD)),
+            "Published",
+            {"Ready": "True Published"},
+            id="a new signature is laid beside the file, and takes nothing away meanwhile",
+        ),
+        pytest.param(
+            later("Deprecated"),
+            None,
+            "Deprecated",
+            {"Ready": "True Deprecated", "Deprecated": "True DeprecatedByAuthor"},
+            id="its author deprecates it",
+        ),
+        pytest.param(
+            later(spec=make_spec("Published").model_copy(update={"expires_at": NOW + HOUR})),
+            None,
+            "Deprecated",
+            {"Ready": "True Deprecated", "Deprecated": "True Expired"},
+            id="it expires",
+        ),
+        pytest.param(
+            later("Deprecated", trusted=frozenset(), failure=REFUSED_LATER),
+            None,
+            "Withdrawn",
+            {"Ready": "False SignatureUntrusted"},
+            id="what is deprecated is withdrawn as well when it is refused",
+        ),
+        pytest.param(
+            later("Revoked", now=NOW + DAY),
+            None,
+            "Revoked",
+            {"Ready": "True Revoked"},
+            id="it is revoked: nothing more",
+        ),
+        pytest.param(
+            later("Revoked", status=WITHDRAWN), None, "Revoked", {"Ready": "True Revoked"}, id="also when withdrawn"
+        ),
+    ],
+)
+def test_after_publication(
+    snapshot: VersionSnapshot, step: AnyStep | None, phase: str, conditions: dict[str, str]
+) -> None:
+    plan = plan_version(snapshot)
+    assert plan.step == step
+    assert plan.status.phase == phase
+    assert said(plan) | conditions == said(plan)
+    assert plan.status.published_at == NOW
+    assert plan.status.reference == INDEX
+    assert_clean(plan, snapshot)
+
+
+def test_that_nobody_can_tell_says_since_when() -> None:
+    plan = plan_version(later(trusted=frozenset(), failure=NOT_FOUND_OUT))
+    (ready,) = (condition for condition in plan.status.conditions if condition.type == "Ready")
+    assert "not verified again since 2026-01-01 12:00 UTC: it broke; mend it; attempt 3 failed" in ready.message
+
+
+def test_being_withdrawn_and_coming_back_is_told() -> None:
+    gone = plan_version(later(trusted=frozenset(), failure=REFUSED_LATER))
+    assert [(event.type, event.reason) for event in gone.events] == [
+        ("Warning", "Withdrawn"),
+        ("Warning", "SignatureUntrusted"),
+    ]
+    back = plan_version(later(status=gone.status, done=Done({"linux/amd64": verified(AMD)})))
+    assert ("Normal", "Published") in [(event.type, event.reason) for event in back.events]
+
+
+def test_it_is_looked_at_again_when_it_expires_and_when_it_is_to_be_verified() -> None:
+    assert plan_version(later()).wake_at == NOW + DAY
+    expires = make_spec("Published").model_copy(update={"expires_at": NOW + 2 * HOUR})
+    assert plan_version(later(spec=expires)).wake_at == NOW + 2 * HOUR
+
+
+# -- what holds it at Draft although it is verified
+
+
+def held(stage: Stage = "Published", *, testing: dict[str, Any] | None = None, **changes: Any) -> VersionSnapshot:
+    """Both artifacts are verified; with a test, if one is given."""
+    fields = make_spec(stage).to_api() | ({"testing": testing} if testing else {})
+    return look(stage, *BOTH, **{"spec": ComponentVersionSpec.model_validate(fields), **changes})
+
+
+JOB = {"job": {"template": {"spec": {"template": {"spec": {"containers": [{"name": "t", "image": "t"}]}}}}}}
+MANUAL = {"manual": {"instructions": "look at the dashboard"}}
+
+
+def content_under_test(snapshot: VersionSnapshot) -> str:
+    """The hash that a verdict or a Job has to name."""
+    return content_of_test(
+        snapshot.spec, [hash_artifact(artifact) for artifact in snapshot.spec.artifacts], snapshot.retest
+    )
+
+
+CONTENT = content_under_test(held(testing=JOB))
+TO_JUDGE = content_under_test(held(testing=MANUAL))
+
+
+def job(state: Literal["Running", "Passed", "Failed"], content: str = CONTENT) -> JobFacts:
+    return JobFacts("test-agent-1-4-0", content, state, NOW, f"the Job says {state}")
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "step", "phase", "conditions"),
+    [
+        pytest.param(
+            held(problems=(Problem("RangeInvalid", "spec.compatibility.kernelVersion: no range"),)),
+            None,
+            "Draft",
+            {"Ready": "False RangeInvalid", "Stalled": "True RangeInvalid", "Verified": "True SignaturesVerified"},
+            id="rules that nothing can satisfy hold it at Draft",
+        ),
+        pytest.param(
+            held(spec=make_spec("Published").model_copy(update={"expires_at": NOW})),
+            None,
+            "Draft",
+            {"Ready": "False Expired", "Stalled": "True Expired"},
+            id="what has expired is not published any more",
+        ),
+        pytest.param(
+            held("Deprecated"), None, "Draft", {"Ready": "True DraftVerified"}, id="a draft cannot be deprecated"
+        ),
+        pytest.param(held("Revoked"), None, "Revoked", {"Ready": "True Revoked"}, id="but revoked it can be"),
+        # by a Job
+        pytest.param(
+            held(testing=JOB),
+            WriteIndex(BOTH),
+            "Testing",
+            {"Ready": "False StartingTest", "Tested": "Unknown Testing"},
+            id="a test pulls by an index",
+        ),
+        pytest.param(
+            held(testing=JOB, done=Done({e.platform: e for e in BOTH}, index=INDEX)),
+            RunTest(CONTENT, BOTH, INDEX),
+            "Testing",
+            {"Ready": "False StartingTest", "Reconciling": "True StartingTest"},
+            id="then its Job is created",
+        ),
+        pytest.param(
+            held(testing=JOB, job=job("Running")),
+            None,
+            "Testing",
+            {"Ready": "False Testing", "Reconciling": "True Testing", "Tested": "Unknown Testing"},
+            id="while the Job runs nothing else happens",
+        ),
+        pytest.param(
+            held(testing=JOB, job=job("Passed")),
+            Publish(BOTH),
+            "Testing",
+            {"Ready": "False Publishing", "Tested": "True TestPassed"},
+            id="when it has passed the version is tagged",
+        ),
+        pytest.param(
+            held("Testing", testing=JOB, job=job("Passed")),
+            None,
+            "Testing",
+            {"Ready": "True ReadyForTesting", "Tested": "True TestPassed"},
+            id="stage Testing stops there",
+        ),
+        pytest.param(
+            held(testing=JOB, job=job("Failed")),
+            None,
+            "Draft",
+            {"Ready": "False TestFailed", "Stalled": "True TestFailed", "Tested": "False TestFailed"},
+            id="when it has failed the version is a Draft again",
+        ),
+        pytest.param(
+            held(testing=JOB, job=job("Passed", "of another content")),
+            WriteIndex(BOTH),
+            "Testing",
+            {"Ready": "False StartingTest"},
+            id="a Job that tested something else counts for nothing",
+        ),
+        pytest.param(
+            held("Draft", testing=JOB), None, "Draft", {"Ready": "True DraftVerified"}, id="a draft is not tested"
+        ),
+        # by a person
+        pytest.param(
+            held(testing=MANUAL),
+            None,
+            "Testing",
+            {"Ready": "False WaitingForVerdict", "Tested": "Unknown WaitingForVerdict"},
+            id="it waits for a person",
+        ),
+        pytest.param(
+            held(testing=MANUAL, verdict=f"pass:{TO_JUDGE}"),
+            Publish(BOTH),
+            "Testing",
+            {"Tested": "True TestPassed"},
+            id="a person says pass",
+        ),
+        pytest.param(
+            held(testing=MANUAL, verdict=f"fail:{TO_JUDGE}"),
+            None,
+            "Draft",
+            {"Ready": "False TestFailed", "Tested": "False TestFailed"},
+            id="a person says fail",
+        ),
+        pytest.param(
+            held(testing=MANUAL, verdict="pass:000000000000"),
+            None,
+            "Testing",
+            {"Tested": "Unknown WaitingForVerdict"},
+            id="a verdict on another content is none",
+        ),
+        pytest.param(
+            held(testing=MANUAL, verdict="pass"),
+            None,
+            "Testing",
+            {"Tested": "Unknown WaitingForVerdict"},
+            id="a verdict on nothing in particular is none",
+        ),
+    ],
+)
+def test_on_the_way_to_publication(
+    snapshot: VersionSnapshot, step: AnyStep | None, phase: str, conditions: dict[str, str]
+) -> None:
+    plan = plan_version(snapshot)
+    assert plan.step == step
+    assert plan.status.phase == phase
+    assert said(plan) | conditions == said(plan)
+    assert plan.status.published_at is None
+    assert_clean(plan, snapshot)
+
+
+def test_a_test_runs_once_for_a_content_and_again_when_somebody_asks() -> None:
+    failed = plan_version(held(testing=JOB, job=job("Failed")))
+    assert failed.status.test is not None
+    assert failed.status.test.message == "the Job says Failed"
+    # The Job is gone, the operator was restarted: its result stands.
+    assert plan_version(held(testing=JOB, status=failed.status)).step is None
+    again = plan_version(held(testing=JOB, status=failed.status, retest="now"))
+    assert again.step == WriteIndex(BOTH)
+    assert again.test != failed.test
+    noted = held(testing=JOB, status=failed.status)
+    edited = noted.spec.model_copy(update={"release_notes": "now with notes"})
+    assert plan_version(replace(noted, spec=edited)).step is None, "notes are not what was tested"
+
+
+def test_the_person_is_told_how_to_give_the_verdict() -> None:
+    (tested,) = (c for c in plan_version(held(testing=MANUAL)).status.conditions if c.type == "Tested")
+    assert "look at the dashboard" in tested.message
+    assert f"kubectl annotate --overwrite componentversion agent-1.4.0 outrider.dev/test-verdict=pass:{TO_JUDGE}" in (
+        tested.message
+    )
+
+
+# -- deletion
+
+USED = Usage(nodes=3, rollouts=["agents"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "finalizer", "reason"),
+    [
+        pytest.param({}, "Delete", "", "Deleting", id="what it stored is taken out of the registry first"),
+        pytest.param({"done": Done(deleted=True)}, None, "Drop", "Deleting", id="then it goes"),
+        pytest.param({"usage": USED}, None, "", "InUse", id="not while somebody needs it"),
+        pytest.param(
+            {"usage": USED, "deletion": Deletion(NOW, with_namespace=True)},
+            "Delete",
+            "",
+            "Deleting",
+            id="a namespace that goes takes it along",
+        ),
+        pytest.param(
+            {"failure": make_failure("Delete", "", reason="RegistryUnavailable", retry_at=NOW + 2 * HOUR)},
+            None,
+            "",
+            "RegistryUnavailable",
+            id="it waits for a registry that is down",
+        ),
+        pytest.param(
+            {
+                "failure": make_failure("Delete", "", reason="RegistryUnavailable", retry_at=NOW + 2 * HOUR),
+                "deletion": Deletion(NOW),
+            },
+            None,
+            "Drop",
+            "ArtifactsLeft",
+            id="but not for ever",
+        ),
+        pytest.param(
+            {"failure": make_failure("Delete", "", stalled=True, reason="DeleteUnsupported")},
+            None,
+            "Drop",
+            "ArtifactsLeft",
+            id="nor for one that does not delete",
+        ),
+        pytest.param(
+            {"status": ComponentVersionStatus()}, None, "Drop", "Deleting", id="what stored nothing just goes"
+        ),
+    ],
+)
+def test_deletion(changes: dict[str, Any], step: str | None, finalizer: str, reason: str) -> None:
+    plan = plan_version(later("Deprecated", **{"deletion": Deletion(NOW + HOUR), **changes}))
+    assert (step_name(plan.step)[0] if plan.step else None) == step
+    assert plan.finalizer == finalizer
+    assert said(plan)["Ready"] == f"False {reason}"
+
+
+def test_what_is_left_in_the_registry_is_told() -> None:
+    plan = plan_version(
+        later(deletion=Deletion(NOW), failure=make_failure("Delete", "", stalled=True, reason="DeleteUnsupported"))
+    )
+    (event,) = plan.events
+    assert event.type == "Warning"
+    assert all(entry.reference in event.message for entry in BOTH)
+
+
+def test_nothing_is_stored_before_the_finalizer_is_there() -> None:
+    assert plan_version(look("Published", has_finalizer=False)).finalizer == "Keep"
+    assert plan_version(look("Published")).finalizer == ""
 
 
 @pytest.mark.parametrize(
@@ -445,6 +852,7 @@ def test_whatever_was_stored_and_said_before_only_what_is_verified_now_gets_out_
         failure=failure,
         running=running,
         trusted=trusted,
+        trusted_now=trusted,
     )
     plan = plan_version(snapshot)
     proofs = {
@@ -453,9 +861,11 @@ def test_whatever_was_stored_and_said_before_only_what_is_verified_now_gets_out_
         if entry.signature is not None and entry.signature.key_fingerprint in trusted
     }
     present = {(str(artifact.platform), hash_artifact(artifact)) for artifact in spec.artifacts}
-    if plan.status.phase != "Draft" or isinstance(plan.step, Publish):
+    if spec.stage == "Revoked":
+        assert (plan.status.phase, plan.step) == ("Revoked", None)
+    elif plan.status.phase != "Draft" or isinstance(plan.step, Publish):
         assert present <= proofs
-        assert spec.stage != "Draft"
+        assert spec.stage in {"Testing", "Published"}
     if plan.status.phase == "Published":
         assert spec.stage == "Published"
         assert reference is not None
@@ -470,7 +880,7 @@ def test_whatever_was_stored_and_said_before_only_what_is_verified_now_gets_out_
 
 
 Happening = Literal[
-    "pass", "write lost", "step passes", "step fails", "step is refused", "restart", "edit", "stage", "key"
+    "pass", "write lost", "step passes", "step fails", "step is refused", "restart", "edit", "stage", "key", "a day"
 ]
 
 
@@ -483,13 +893,15 @@ class Author:
     status: ComponentVersionStatus = field(default_factory=ComponentVersionStatus)
     done: Done = field(default_factory=Done)
     failure: Failure | None = None
-    running: Store | Verify | Publish | None = None
+    running: AnyStep | None = None
     trusted: frozenset[str] = frozenset({KEY})
     generation: int = 1
     now: datetime = NOW
     proven: set[str] = field(default_factory=set)
     tagged: dict[str, frozenset[str]] = field(default_factory=dict)
     was_published: bool = False
+    refused: set[str] = field(default_factory=set)
+    """The platforms whose verification was refused after publication, and has not passed since."""
 
     def forget(self) -> None:
         self.done, self.failure, self.running = Done(), None, None
@@ -503,6 +915,8 @@ class Author:
                 self.succeed()
             case "step fails" | "step is refused" if self.running is not None:
                 name, platform = step_name(self.running)
+                if name == "Verify" and what == "step is refused" and self.status.published_at is not None:
+                    self.refused.add(platform)
                 self.failure = make_failure(
                     name, platform, stalled=what == "step is refused", retry_at=self.now + timedelta(seconds=2)
                 )
@@ -513,11 +927,13 @@ class Author:
                 self.edit(what)
             case "key":
                 self.trusted = frozenset() if self.trusted else frozenset({KEY})
+            case "a day":
+                self.now += timedelta(days=1)
             case _:
                 pass
 
     def edit(self, what: Happening) -> None:
-        stage: Stage = self.dice.choice(get_args(Stage)) if what == "stage" else self.spec.stage
+        stage: Stage = self.dice.choice(["Draft", "Testing", "Published"]) if what == "stage" else self.spec.stage
         artifacts = self.spec.artifacts
         if what == "edit":
             arches = self.dice.sample(["amd64", "arm64", "arm"], self.dice.randint(1, 3))
@@ -528,20 +944,22 @@ class Author:
 
     def succeed(self) -> None:
         match self.running:
-            case Store(artifact):
+            case Store(artifact, _):
                 entry = stored(artifact)
                 self.done = Done({**self.done.artifacts, entry.platform: entry}, self.done.reference)
             case Verify(artifact, found):
                 if not self.trusted:
                     return
                 self.proven.add(hash_artifact(artifact))
-                entry = found.model_copy(update={"signature": verified(artifact).signature})
+                self.refused.discard(found.platform)
+                signature = StoredSignature(key_fingerprint=KEY, format="Detached", verified_at=self.now)
+                entry = found.model_copy(update={"signature": signature})
                 self.done = Done({**self.done.artifacts, entry.platform: entry}, self.done.reference)
             case Publish(artifacts):
                 reference = f"index-{len(self.tagged)}"
                 self.tagged[reference] = frozenset(entry.spec_hash for entry in artifacts)
                 self.done = Done(self.done.artifacts, reference)
-            case None:
+            case _:
                 return
         self.running = self.failure = None
 
@@ -557,6 +975,7 @@ class Author:
                 failure=self.failure,
                 running=running,
                 trusted=self.trusted,
+                trusted_now=self.trusted,
             )
         )
         self.check(plan)
@@ -574,7 +993,8 @@ class Author:
             assert self.tagged[plan.status.reference] == present, "the tag holds something else"
             assert self.spec.stage == "Published"
         if self.was_published:
-            assert plan.status.phase == "Published", "what was published stays so"
+            expected = "Withdrawn" if self.refused else "Published"
+            assert plan.status.phase == expected, "what was published stays so until it is refused"
         assert plan.status.published_at is None or plan.status.published_at >= (self.status.published_at or NOW)
 
 
@@ -589,7 +1009,7 @@ def test_no_sequence_of_events_publishes_what_was_not_verified(
     for what in happenings:
         author.happen(what)
         author.reconcile(stored=False)
-    # And when the trouble is over and the author wants it, it is published.
+    # And when the trouble is over and the author wants it, it is published, or comes back.
     author.trusted = frozenset({KEY})
     if author.status.published_at is None:
         author.spec = make_spec("Published", *author.spec.artifacts)

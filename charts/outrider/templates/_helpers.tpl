@@ -72,6 +72,12 @@ OUTRIDER_FETCH_IMAGE_PULL_POLICY: {{ .Values.image.pullPolicy }}
 {{- with .Values.sources.allowedHosts }}
 OUTRIDER_ALLOWED_SOURCE_HOSTS: {{ join "," . | quote }}
 {{- end }}
+{{- with .Values.sources.allowedAddresses }}
+OUTRIDER_ALLOWED_SOURCE_ADDRESSES: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.sources.plainHTTPRegistries }}
+OUTRIDER_PLAIN_HTTP_SOURCES: {{ join "," . | quote }}
+{{- end }}
 {{- if ne .Values.sources.maxArtifactBytes nil }}
 OUTRIDER_MAX_ARTIFACT_BYTES: {{ .Values.sources.maxArtifactBytes | int64 | quote }}
 {{- end }}
@@ -86,6 +92,18 @@ OUTRIDER_RETRY_MAX_SECONDS: {{ .Values.retry.maxSeconds | quote }}
 {{- end }}
 {{- if ne .Values.ingestConcurrency nil }}
 OUTRIDER_INGEST_CONCURRENCY: {{ .Values.ingestConcurrency | int64 | quote }}
+{{- end }}
+{{- if .Values.registry.dockerConfigSecret }}
+OUTRIDER_REGISTRY_DOCKER_CONFIG: /etc/outrider/registry-login/.dockerconfigjson
+{{- end }}
+{{- if .Values.trust.requireBinding }}
+OUTRIDER_REQUIRE_BINDING: "true"
+{{- end }}
+{{- if ne .Values.trust.reverifySeconds nil }}
+OUTRIDER_REVERIFY_SECONDS: {{ .Values.trust.reverifySeconds | int64 | quote }}
+{{- end }}
+{{- if ne .Values.trust.freshSeconds nil }}
+OUTRIDER_FRESH_SECONDS: {{ .Values.trust.freshSeconds | int64 | quote }}
 {{- end }}
 {{- if .Values.allowRSA2048 }}
 OUTRIDER_ALLOW_RSA_2048: "true"
@@ -114,5 +132,7 @@ matchConditions:
         'system:serviceaccount:kube-system:namespace-controller',
         'system:serviceaccount:kube-system:generic-garbage-collector',
         'system:serviceaccount:kube-system:daemon-set-controller',
+        'system:serviceaccount:kube-system:job-controller',
+        'system:serviceaccount:kube-system:ttl-after-finished-controller',
         'system:serviceaccount:kube-system:storage-version-migrator-controller'])
 {{- end -}}

@@ -65,8 +65,10 @@ NODES = Resource("", "v1", "nodes", "Node")
 PODS = Resource("", "v1", "pods", "Pod")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
+NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
 EVENTS = Resource("", "v1", "events", "Event")
 DAEMON_SETS = Resource("apps", "v1", "daemonsets", "DaemonSet")
+JOBS = Resource("batch", "v1", "jobs", "Job")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 COMPONENT_VERSIONS = Resource(GROUP, VERSION, "componentversions", "ComponentVersion")
 ROLLOUTS = Resource(GROUP, VERSION, "rollouts", "Rollout")
@@ -202,6 +204,20 @@ class Cluster:
                     yield kind, obj
         except (TimeoutError, aiohttp.ClientError) as error:
             raise Transient("ApiUnavailable", f"the watch of {resource.plural} broke: {_describe(error)}") from error
+
+    async def read_log(self, namespace: str, pod: str, container: str, *, lines: int, limit: int) -> str:
+        """Return the last lines of a container's log, at most `limit` bytes; nothing if it cannot be had."""
+        query = {"container": container, "tailLines": str(lines), "limitBytes": str(limit)}
+        url = self._access.server + PODS.path(namespace, pod, "log")
+        async with self._slots:
+            try:
+                async with self._access.session.get(
+                    url, params=query, timeout=_TIMEOUT, allow_redirects=False
+                ) as response:
+                    content = await response.content.read(limit) if response.status == 200 else b""
+            except (TimeoutError, aiohttp.ClientError):
+                return ""
+        return content.decode(errors="replace")
 
     async def create(self, resource: Resource, body: Json, namespace: str | None = None) -> Json:
         """Create an object; raises Conflict if one of that name exists."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
-from outrider.api.componentversion import ComponentVersionStatus
+from outrider.api.componentversion import ComponentVersionStatus, Phase
 from outrider.api.names import LABEL_EXCLUDE
 from outrider.api.rollout import RolloutSpec, Target
-from outrider.core.snapshot import Hindrance, Node
-from outrider.core.version import version_order
+from outrider.core.ranges import parse_version
+from outrider.core.snapshot import Hindrance, Node, VersionState
+from outrider.core.states import BARRED
 
 
 def is_targeted(target: Target, node: Node) -> bool:
@@ -57,6 +59,32 @@ class VersionFacts:
     generation: int
     status: ComponentVersionStatus
     deleting: bool = False
+    revoked: bool = False
+
+    @property
+    def phase(self) -> Phase | None:
+        """The phase. What its author has revoked is Revoked at once: that is final."""
+        return "Revoked" if self.revoked else self.status.phase
+
+    @property
+    def verified_at(self) -> datetime | None:
+        """When the last of its artifacts was read back and verified: the oldest of their times, None without one."""
+        signatures = [artifact.signature for artifact in self.status.artifacts]
+        times = [signature.verified_at for signature in signatures if signature is not None]
+        return min(times) if times and len(times) == len(signatures) else None
+
+    @property
+    def state(self) -> VersionState:
+        """What the rollout planner needs to know of it."""
+        conditions = {condition.type: condition for condition in self.status.conditions}
+        verified = conditions.get("Verified")
+        unverifiable = verified is not None and verified.status == "Unknown" and verified.reason != "Pending"
+        return VersionState(
+            phase=self.phase,
+            why=conditions["Ready"].message if "Ready" in conditions else "",
+            verified_at=self.verified_at,
+            unverifiable=verified.message if verified is not None and unverifiable else "",
+        )
 
 
 def find_hindrance(
@@ -70,12 +98,14 @@ def find_hindrance(
 ) -> Hindrance | None:
     """Return why nothing new may be started for this spec, or None. The first reason that applies is told.
 
+    What the phases after publication mean depends on the run, too: see `outrider.core.standing`.
+
     `published` are the published versions of the component in the namespace, `template_problem` what the API server
     said against the DaemonSet.
     """
     wanted = f"{spec.component}-{spec.version}"
     if version is None:
-        known = sorted(published, key=version_order)
+        known = sorted(published, key=parse_version)
         choice = f"set spec.version to a published one ({', '.join(known[-5:])})" if known else "publish it first"
         return Hindrance(
             "VersionNotFound",
@@ -85,7 +115,8 @@ def find_hindrance(
     status = version.status
     if version.deleting:
         return Hindrance("VersionDeleted", f"ComponentVersion {wanted} is being deleted", stalled=True)
-    if status.observed_generation != version.generation or status.phase != "Published" or status.reference is None:
+    is_current = status.observed_generation == version.generation and status.reference is not None
+    if version.phase not in BARRED and not (is_current and version.phase in {"Published", "Deprecated"}):
         conditions = {condition.type: condition for condition in status.conditions}
         why = conditions["Ready"].message if "Ready" in conditions else "it has not been looked at yet"
         stalled = "Stalled" in conditions and conditions["Stalled"].status == "True"
@@ -93,6 +124,13 @@ def find_hindrance(
             "VersionNotPublished",
             f"ComponentVersion {wanted} is {status.phase or 'new'}, not Published: {why}",
             stalled=stalled,
+        )
+    if any(artifact.kind == "Image" for artifact in status.artifacts):
+        return Hindrance(
+            "DeliveryMismatch",
+            f"ComponentVersion {wanted} is a container image, and spec.delivery.volume delivers files; name a version "
+            "whose artifacts are files",
+            stalled=True,
         )
     if template_problem:
         return Hindrance("TemplateInvalid", template_problem, stalled=True)

@@ -23,6 +23,13 @@ class DropFinalizer:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestVerification:
+    """Have a ComponentVersion (by its name) verified now, because a run is to bring it or to return to it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class CreateRevision:
     """Create the DaemonSet of a revision. No node runs it before a node's label names it."""
 
@@ -91,6 +98,7 @@ class DeleteBatch:
 Action = (
     KeepFinalizer
     | DropFinalizer
+    | RequestVerification
     | CreateRevision
     | CreateJoiners
     | CreateBatch

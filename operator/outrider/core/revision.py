@@ -7,7 +7,7 @@ another image of the init container change no hash and start no run.
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,8 +169,9 @@ def _daemonset(
     metadata = template.setdefault("metadata", {})
     metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
     pod = template.setdefault("spec", {})
-    _require_nodes(pod, alternatives)
-    _deliver(pod, spec, fetch)
+    require_nodes(pod, alternatives)
+    delivery = spec.delivery.volume
+    deliver(pod, spec.component, spec.version, delivery.mount_path, delivery.containers, fetch)
     return {
         "metadata": {
             "name": daemonset_name(rollout, revision),
@@ -191,7 +192,7 @@ def _daemonset(
     }
 
 
-def _require_nodes(pod: Json, alternatives: list[list[Json]]) -> None:
+def require_nodes(pod: Json, alternatives: list[list[Json]]) -> None:
     """Add requirements to every nodeSelectorTerm: terms are alternatives, so each of them must carry them."""
     affinity = pod["affinity"] = dict(pod.get("affinity") or {})
     node_affinity = affinity["nodeAffinity"] = dict(affinity.get("nodeAffinity") or {})
@@ -205,19 +206,20 @@ def _require_nodes(pod: Json, alternatives: list[list[Json]]) -> None:
     node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = required
 
 
-def _deliver(pod: Json, spec: RolloutSpec, fetch: FetchSettings) -> None:
-    """Add the init container that pulls and verifies, the volume that it fills, and the mounts of the agent."""
-    delivery = spec.delivery.volume
+def deliver(
+    pod: Json, component: str, version: str, mount_path: str, containers: Collection[str], fetch: FetchSettings
+) -> None:
+    """Add the init container that pulls and verifies, the volume that it fills, and its mounts in `containers`."""
     pod["volumes"] = [
         *(pod.get("volumes") or []),
         {"name": names.VOLUME_ARTIFACT, "emptyDir": {}},
-        {"name": names.VOLUME_KEYS, "configMap": {"name": names.trusted_keys_name(spec.component)}},
+        {"name": names.VOLUME_KEYS, "configMap": {"name": names.trusted_keys_name(component)}},
     ]
     for container in pod.get("containers") or []:
-        if container["name"] in delivery.containers:
+        if container["name"] in containers:
             container["volumeMounts"] = [
                 *(container.get("volumeMounts") or []),
-                {"name": names.VOLUME_ARTIFACT, "mountPath": delivery.mount_path, "readOnly": True},
+                {"name": names.VOLUME_ARTIFACT, "mountPath": mount_path, "readOnly": True},
             ]
     environment = {
         "OUTRIDER_REFERENCE": fetch.reference,
@@ -225,8 +227,8 @@ def _deliver(pod: Json, spec: RolloutSpec, fetch: FetchSettings) -> None:
         "OUTRIDER_ALLOW_RSA_2048": "true" if fetch.allow_rsa_2048 else "false",
         "OUTRIDER_KEYS_DIR": _KEYS_DIR,
         "OUTRIDER_TARGET_DIR": _TARGET_DIR,
-        "OUTRIDER_COMPONENT": spec.component,
-        "OUTRIDER_VERSION": spec.version,
+        "OUTRIDER_COMPONENT": component,
+        "OUTRIDER_VERSION": version,
         "OUTRIDER_DIGESTS": json.dumps(dict(sorted(fetch.digests.items())), separators=(",", ":")),
     }
     container = {

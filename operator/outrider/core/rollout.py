@@ -11,6 +11,7 @@ Invariants:
 - Never more nodes without a working agent because of us than the batch, or `maxInFlight`, allows.
 - A verdict that is acted on was stored before.
 - A node goes back only to a revision from a completed run, or to none.
+- No node sets out for a version that is Withdrawn or Revoked (`move` sees to it, whoever asks).
 - Half-made moves are always finished, whatever else holds the run.
 """
 
@@ -20,8 +21,8 @@ from datetime import timedelta
 from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import NodeResult, RolloutBatchStatus, RunState
 from outrider.core import batches as arithmetic
-from outrider.core.judgement import judge_nodes, tell_end_of_batch, why_over_tolerance
-from outrider.core.moves import is_leaving, target_of
+from outrider.core.judgement import judge_nodes, tell_end_of_batch, why_over_tolerance, with_state
+from outrider.core.moves import is_leaving, leaving, target_of
 from outrider.core.plan import (
     Action,
     CreateJoiners,
@@ -39,15 +40,23 @@ from outrider.core.rollout_status import build_status
 from outrider.core.runs import end_run, finish_run, start_run
 from outrider.core.selection import create_batch, next_size, remaining_nodes
 from outrider.core.snapshot import Node, RolloutSnapshot
+from outrider.core.standing import (
+    find_verification_hindrance,
+    find_version_hindrance,
+    request_verification,
+    tell_blocked_returns,
+)
 from outrider.core.states import COMPLETED, FAILED, IN_FLIGHT, ONGOING, RESULTS
 from outrider.core.work import (
     Work,
     bad_revisions,
+    check_fit,
     count_between_elsewhere,
+    find_phase,
+    is_barred,
     is_direct,
     move,
     same_node,
-    why_no_artifact,
     why_skip,
 )
 
@@ -72,6 +81,7 @@ def plan_rollout(seen: RolloutSnapshot) -> Plan:
             for entry in batch.spec.nodes
         }
         work.finished[batch.name] = batch.status.finished_at
+    work.hindrance = seen.hindrance or find_version_hindrance(work)
     for policy in POLICIES:
         policy(work)
         if work.ended:
@@ -108,11 +118,14 @@ def let_go(work: Work) -> None:
 
 
 def decide_failure(work: Work) -> None:
-    """Have more nodes failed than tolerated? Then the run is over, before anything else is started."""
+    """Have more nodes failed than tolerated, or is the version Revoked? Then the run is over before anything starts."""
     run = work.run
     if run is None or run.state not in ONGOING or is_direct(run):
         return
-    verdict = why_over_tolerance(work, run)
+    revoked = find_phase(work, run.revision) == "Revoked"
+    verdict = f"{work.seen.spec.component}-{run.version} is Revoked" if revoked else why_over_tolerance(work, run)
+    if revoked and (work.seen.spec.on_failure == "Pause" or work.spec_paused):
+        _turn_back(work)
     if not verdict or (run.state == "Paused" and work.seen.spec.on_failure == "Pause"):
         return
     work.urgent_status = True
@@ -127,8 +140,23 @@ def decide_failure(work: Work) -> None:
         return  # the rollback is a move too: it waits for the pause to end
     work.say("Warning", "RollingBack", f"Run {run.id} to {run.version} failed: {verdict}. Taking back what it moved")
     end_run(work, "RolledBack", verdict)
+    backs = {entry.back for _, entry, _ in work.entries()}
     start_run(work, kind="Rollback", version=run.version, revision=run.revision, of_run=run.id)
+    # Asked for, not waited for: what was verified before may come back, unless this shows that it is Withdrawn.
+    request_verification(work, [work.seen.revisions[back] for back in backs if back in work.seen.revisions])
     work.ended = True
+
+
+def _turn_back(work: Work) -> None:
+    """Let nodes that are half-way to what is Revoked go back to where they came from."""
+    for batch, entry, result in list(work.entries()):
+        node = same_node(work, entry)
+        if node is None or result.state != "Stopping" or work.assignment(node) != leaving(entry.to):
+            continue
+        if not is_barred(work, entry.back):
+            why = f"{work.seen.spec.component}-{batch.spec.version} was Revoked while the node was on its way to it"
+            work.results[batch.name][entry.name] = with_state(work, result, "Failed", "VersionRevoked", why)
+            work.urgent_batches.add(batch.name)
 
 
 def supersede(work: Work) -> None:
@@ -136,9 +164,12 @@ def supersede(work: Work) -> None:
     seen, run = work.seen, work.run
     if run is not None and run.revision == seen.wanted:
         return
-    if seen.hindrance is not None or work.spec_paused:
+    if work.hindrance is not None or work.spec_paused:
         return
     if not seen.members:
+        return
+    work.hindrance = find_verification_hindrance(work)
+    if work.hindrance is not None:
         return
     if seen.wanted not in seen.revisions:
         work.prerequisites.append(CreateRevision(seen.wanted))
@@ -175,7 +206,7 @@ def welcome_joiners(work: Work) -> None:
     for node in work.members():
         if work.assignment(node) is not None or in_batches.get(node.name) == node.uid:
             continue
-        if not why_no_artifact(work, node, stable):
+        if check_fit(work, node, stable).verdict == "Yes":
             move(work, node, stable)
 
 
@@ -183,6 +214,11 @@ def _wanted_joiners(work: Work, stable: str) -> str | None:
     """Return the joiners' DaemonSet that should exist: for this revision and this target, if there may be one."""
     if work.seen.spec.target.node_names or work.seen.owned_by_others:
         return None  # no selector can tell which of the nodes would be ours
+    if is_barred(work, stable):
+        return None
+    rules = work.seen.rules.get(stable)
+    if rules is not None and not rules.only_platforms:
+        return None  # no selector can tell which nodes the version can run on
     return joiners_id(stable, work.seen.target_hash)
 
 
@@ -193,9 +229,11 @@ def hold(work: Work) -> None:
         work.gate = "paused by spec.paused"
     elif run is not None and run.state == "Paused":
         work.gate = run.message
-    elif seen.hindrance is not None and (run is None or run.kind == "Rollout"):
+    elif work.hindrance is not None and (run is None or run.kind == "Rollout"):
         # A rollback needs nothing of the version that it takes away.
-        work.gate = seen.hindrance.message
+        work.gate = work.hindrance.message
+    elif run is not None and run.kind == "Rollout" and is_barred(work, run.revision):
+        work.gate = f"{seen.spec.component}-{run.version} is {find_phase(work, run.revision)}: no node is moved to it"
     else:
         return
     work.ended = True
@@ -211,6 +249,8 @@ def send_failed_nodes_back(work: Work) -> None:
         node = same_node(work, entry)
         if node is None or work.assignment(node) == entry.back:
             continue
+        if is_barred(work, entry.back) and work.assignment(node) != leaving(entry.back):
+            continue  # it stays failed where it is, until what it came from may be used again
         work.results[batch.name][entry.name] = result.model_copy(update={"state": "Returning"})
         work.urgent_batches.add(batch.name)
         move(work, node, entry.back)
@@ -250,8 +290,13 @@ def move_open_batches(work: Work) -> None:
         result.state in IN_FLIGHT or (result.state == "Pending" and is_between(node)) for _, _, result, node in entries
     )
     in_flight += count_between_elsewhere(work)
+    blocked: list[tuple[str, str]] = []
     for batch, entry, result, node in entries:
         if node is None:
+            continue
+        if result.state in {"Pending", "Stopping"} and is_barred(work, entry.to):
+            if work.assignment(node) not in {entry.to, leaving(entry.to)}:
+                blocked.append((entry.name, entry.to))
             continue
         if result.state == "Stopping" and work.assignment(node) == (entry.origin or None):
             move(work, node, entry.to)  # planned before, but the patch was not made
@@ -269,6 +314,7 @@ def move_open_batches(work: Work) -> None:
                 "paused_seconds": work.paused_seconds(),
             }
         )
+    tell_blocked_returns(work, blocked)
 
 
 def wait_for_the_batch(work: Work) -> None:
@@ -353,13 +399,15 @@ def start_next_rollback_batch(work: Work) -> None:
         known = origin.get(identity)
         (failed if known is not None and known[1].state in FAILED else others).append(node)
     left = arithmetic.order_nodes(failed, seen.uid, run.id) + arithmetic.order_nodes(others, seen.uid, run.id)
-    if not left:
-        return
 
     def back(node: Node) -> str:
         known = origin.get((node.name, node.uid))
         return known[0].back if known is not None else (work.stable or ASSIGNMENT_NONE)
 
+    tell_blocked_returns(work, [(node.name, back(node)) for node in left if is_barred(work, back(node))])
+    left = [node for node in left if not is_barred(work, back(node))]
+    if not left:
+        return
     size = len(left)
     if seen.spec.strategy.type != "Full":
         size = max(1, arithmetic.rolling_size(seen.spec, run.nodes) - count_between_elsewhere(work))
@@ -369,7 +417,7 @@ def start_next_rollback_batch(work: Work) -> None:
 def complete(work: Work) -> None:
     """Is nothing left to do? Then the run has its result."""
     run = work.run
-    if run is None or run.state != "Running" or work.new_batches or work.prerequisites:
+    if run is None or run.state != "Running" or work.new_batches or work.prerequisites or work.obstacle:
         return
     states = [result.state for _, _, result in work.entries()]
     failed = sum(state in FAILED for state in states)
@@ -423,7 +471,7 @@ POLICIES: tuple[Policy, ...] = (
     keep_time,  # first, so that every deadline below is measured on a clock that stands still in a pause
     judge_nodes,  # deadlines fire on every pass, before anything that may end the pass early
     let_go,  # a deleted Rollout starts nothing, not even a rollback
-    decide_failure,  # over the tolerance nothing new starts, whatever the spec now says
+    decide_failure,  # over the tolerance, or Revoked, nothing new starts, whatever the spec now says
     supersede,  # another wish ends the run before it starts one more batch
     welcome_joiners,  # a node that joined gets the stable revision, in pauses too
     hold,  # pause, missing or withdrawn version: no new move from here on
@@ -458,7 +506,14 @@ def finish_half_made_moves(work: Work) -> None:
         goal = goals.get((node.name, node.uid), target_of(assignment))
         if goal != ASSIGNMENT_NONE and goal not in work.seen.revisions:
             goal = work.stable or ASSIGNMENT_NONE
-        move(work, node, goal)
+        move(work, node, _instead(work, goal, target_of(assignment)))
+
+
+def _instead(work: Work, goal: str, begun: str) -> str:
+    """Return where a node between two revisions goes: to its goal, or if that is barred to where it was going."""
+    if goal == begun or not is_barred(work, goal):
+        return goal
+    return begun if begun in work.seen.revisions else ASSIGNMENT_NONE
 
 
 def _assemble(work: Work) -> Plan:
@@ -494,6 +549,8 @@ def _assemble(work: Work) -> Plan:
         history=work.history,
         results=results_now,
         gate=work.gate,
+        hindrance=work.hindrance,
+        obstacle=work.obstacle,
     )
     if work.new_batches:
         work.urgent_status = True

@@ -13,8 +13,9 @@ from outrider.api.rollout import (
 )
 from outrider.core import batches as arithmetic
 from outrider.core.conditions import Finding, merge_conditions
-from outrider.core.snapshot import RolloutSnapshot
-from outrider.core.states import FAILED
+from outrider.core.moves import target_of
+from outrider.core.snapshot import Hindrance, RolloutSnapshot
+from outrider.core.states import BARRED, FAILED
 
 _MAX_FAILURES = 10
 
@@ -36,12 +37,18 @@ def build_status(
     history: Sequence[RunRecord],
     results: Sequence[Entry],
     gate: str,
+    hindrance: Hindrance | None,
+    obstacle: Hindrance | None,
 ) -> RolloutStatus:
-    """Return the status that tells what is true now; `gate` says what the next batch waits for, if anything."""
+    """Return the status that tells what is true now.
+
+    `gate` says what the next batch waits for, `hindrance` why nothing new may start, `obstacle` why nodes of a failed
+    run cannot return; if anything.
+    """
     updated = sum(seen.nodes[name].labels.get(seen.assignment_key) == seen.wanted for name in seen.members)
     if run is not None:
         run = _count(seen, run, results, updated, gate)
-    phase, findings = _judge(seen, run, updated, gate, history, results)
+    phase, findings = _judge(seen, run, updated, gate, history, results, hindrance=hindrance, obstacle=obstacle)
     return RolloutStatus(
         observed_generation=seen.generation,
         phase=phase,
@@ -112,6 +119,9 @@ def _judge(
     gate: str,
     history: Sequence[RunRecord],
     results: Sequence[Entry],
+    *,
+    hindrance: Hindrance | None,
+    obstacle: Hindrance | None,
 ) -> tuple[str, list[Finding]]:
     """Return the phase and the conditions: Ready always, the others while they have something to say."""
     total = len(seen.members)
@@ -143,23 +153,27 @@ def _judge(
     if seen.deleting:
         phase = conclude("Deleting", False, "Deleting", gate, stalled=False, busy=True)
     elif run is not None and run.kind == "Rollback" and run.state == "Running":
-        message = f"run {run.of_run} to {run.version} failed and is taken back: {run.message}"
-        phase = conclude("RollingBack", False, "RollingBack", message, stalled=False, busy=True)
+        what = obstacle.message if obstacle is not None else run.message
+        message = f"run {run.of_run} to {run.version} failed and is taken back: {what}"
+        phase = conclude(
+            "Stalled" if obstacle is not None else "RollingBack",
+            False,
+            obstacle.reason if obstacle is not None else "RollingBack",
+            message,
+            stalled=obstacle is not None,
+            busy=obstacle is None,
+        )
     elif holds_after_rollback:
         assert run is not None  # noqa: S101 - said by the condition above
-        why = next((record.message for record in history if record.id == run.of_run), "")
-        message = (
-            f"run {run.of_run} to {run.version} failed: {why or 'too many nodes failed'}. Run {run.id} took it back: "
-            f"{_count_nodes(run.healthy)} back, {run.failed} failed. Change spec.version or spec.template to go on"
-        )
-        findings.append(Finding("RolledBack", "True", "FailureToleranceExceeded", message))
+        message = _tell_rolled_back(run, history)
+        findings.append(Finding("RolledBack", "True", _why_ended(seen, run), message))
         phase = conclude("RolledBack", False, "RolledBack", message, stalled=True, busy=False)
     elif run is not None and run.state == "Paused":
         message = f"run {run.id} to {run.version} stopped: {run.message}. Change spec.version or spec.template to go on"
-        findings.append(Finding("Paused", "True", "FailureToleranceExceeded", message))
-        phase = conclude("Stalled", False, "FailureToleranceExceeded", message, stalled=True, busy=False)
-    elif seen.hindrance is not None:
-        hindrance = seen.hindrance
+        reason = _why_ended(seen, run)
+        findings.append(Finding("Paused", "True", reason, message))
+        phase = conclude("Stalled", False, reason, message, stalled=True, busy=False)
+    elif hindrance is not None:
         phase = conclude(
             "Stalled" if hindrance.stalled else "Waiting",
             False,
@@ -177,19 +191,39 @@ def _judge(
         )
         phase = conclude("Stalled", False, "RunFailed", message, stalled=True, busy=False)
     else:
-        note = f"; {run.failed} failed within the tolerance" if run.failed else ""
-        note += f"; left out: {run.skipped}" if run.skipped else ""
-        phase = conclude("Completed", True, "RunCompleted", progress + note, stalled=False, busy=False)
+        message = progress + _tell_exceptions(seen, run)
+        phase = conclude("Completed", True, "RunCompleted", message, stalled=False, busy=False)
     findings += _degradations(seen, run, results)
     return phase, findings
 
 
+def _tell_rolled_back(run: RunStatus, history: Sequence[RunRecord]) -> str:
+    why = next((record.message for record in history if record.id == run.of_run), "")
+    return (
+        f"run {run.of_run} to {run.version} failed: {why or 'too many nodes failed'}. Run {run.id} took it back: "
+        f"{_count_nodes(run.healthy)} back, {run.failed} failed. Change spec.version or spec.template to go on"
+    )
+
+
+def _tell_exceptions(seen: RolloutSnapshot, run: RunStatus) -> str:
+    note = f"; {run.failed} failed within the tolerance" if run.failed else ""
+    note += f"; left out: {run.skipped}" if run.skipped else ""
+    if seen.phase_of(run.revision) == "Deprecated":
+        note += f"; {run.version} is Deprecated: no new run may go to it"
+    return note
+
+
 def _degradations(seen: RolloutSnapshot, run: RunStatus | None, results: Sequence[Entry]) -> list[Finding]:
-    if run is None:
-        return []
     reasons: list[tuple[str, str]] = []
-    if run.failed:
-        reasons.append(("NodesFailed", f"{run.failed} of {run.nodes} nodes failed in run {run.id}"))
+    if revoked := _count_revoked(seen):
+        told = ", ".join(f"{_count_nodes(count)} still on {version}" for version, count in sorted(revoked.items()))
+        reasons.append(("RevokedVersionRuns", f"Revoked: {told}. Set spec.version to a published one to move them"))
+    if run is not None and run.failed:
+        message = f"{run.failed} of {run.nodes} nodes failed in run {run.id}"
+        stay = sum(result.state == "Failed" and seen.phase_of(entry.back) in BARRED for entry, result in results)
+        if stay:
+            message += f"; {stay} of them stay, because what they ran before is Withdrawn or Revoked"
+        reasons.append(("NodesFailed", message))
     waiting = [
         entry.name
         for entry, result in results
@@ -208,3 +242,23 @@ def _degradations(seen: RolloutSnapshot, run: RunStatus | None, results: Sequenc
     if not reasons:
         return []
     return [Finding("Degraded", "True", reasons[0][0], "; ".join(message for _, message in reasons))]
+
+
+def _count_revoked(seen: RolloutSnapshot) -> dict[str, int]:
+    """Return how many nodes run each Revoked version, or are on their way to it."""
+    revoked = {
+        revision: version
+        for revision, version in seen.revisions.items()
+        if version in seen.versions and seen.versions[version].phase == "Revoked"
+    }
+    counts: dict[str, int] = {}
+    for node in seen.nodes.values() if revoked else ():
+        assignment = node.labels.get(seen.assignment_key)
+        version = revoked.get(target_of(assignment)) if assignment is not None else None
+        if version is not None:
+            counts[version] = counts.get(version, 0) + 1
+    return counts
+
+
+def _why_ended(seen: RolloutSnapshot, run: RunStatus) -> str:
+    return "VersionRevoked" if seen.phase_of(run.revision) == "Revoked" else "FailureToleranceExceeded"

@@ -9,7 +9,7 @@ from outrider.core.moves import is_leaving
 from outrider.core.plan import CreateBatch
 from outrider.core.snapshot import Node
 from outrider.core.states import COMES_BACK
-from outrider.core.work import Work, is_direct, revision_to_return_to, why_no_artifact, why_skip
+from outrider.core.work import Work, check_fit, is_barred, is_direct, revision_to_return_to, why_skip
 
 
 def remaining_nodes(work: Work) -> list[Node]:
@@ -32,7 +32,8 @@ def remaining_nodes(work: Work) -> list[Node]:
             assignment is None
             and work.stable is not None
             and work.stable in work.seen.revisions
-            and not why_no_artifact(work, node, work.stable)
+            and not is_barred(work, work.stable)
+            and check_fit(work, node, work.stable).verdict != "No"
         ):
             continue  # a joiner: it is welcomed first
         if (node.name, node.uid) in away and why_skip(work, node) is not None:

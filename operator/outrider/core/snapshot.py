@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from outrider.api.componentversion import Phase
 from outrider.api.names import ROLE_REVISION
 from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus
+from outrider.core.compatibility import VersionRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Node:
     """What matters of a node.
 
     `ready` is its Ready condition being True. `labels` holds all labels: the target and the template's affinity look
-    at any of them.
+    at any of them. `os_image`, `kernel_version` and `kubelet_version` are what its kubelet says, "" while it has not.
     """
 
     name: str
@@ -31,6 +33,9 @@ class Node:
     ready: bool
     unschedulable: bool = False
     taints: tuple[Taint, ...] = ()
+    os_image: str = ""
+    kernel_version: str = ""
+    kubelet_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,28 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionState:
+    """How far a version of the component may be used, as its ComponentVersion says it now.
+
+    `why` is what it says about its phase. `verified_at` is when the last of its artifacts was read back and verified,
+    and `unverifiable` why that cannot be done at the moment ("" if it can).
+    """
+
+    phase: Phase | None
+    why: str = ""
+    verified_at: datetime | None = None
+    unverifiable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another component that may run on the same nodes: its assignment's key, and the versions of its revisions."""
+
+    key: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Hindrance:
     """Why nothing new may be started now.
 
@@ -88,10 +115,14 @@ class RolloutSnapshot:
 
     `nodes` are all nodes of the target and all that carry an assignment of this Rollout; `members` names those of the
     target, `owned_by_others` those that belong to an older Rollout. `pods` are the agents' pods by node. `revisions`
-    names the revisions whose DaemonSets exist, each with its version; `platforms` what each has artifacts for (nothing
+    names the revisions whose DaemonSets exist, each with its version; `rules` which nodes each can run on (nothing
     said: any); `joiners` the revisions that joiners' DaemonSets bring. `wanted` is the revision that the spec asks for,
     `assigned` are the revisions that any node of the cluster names in this component's label, or is on its way to.
     `observing_since` is when this process began to see the cluster: what happened before cannot be held against a node.
+
+    `versions` are the component's versions that matter here, those that exist. `neighbours` are the components that
+    `rules` require. A version that was verified before `verify_after` is
+    verified again before a run to it starts (None: never).
     """
 
     now: datetime
@@ -115,9 +146,17 @@ class RolloutSnapshot:
     revisions: Mapping[str, str] = field(default_factory=dict)
     observing_since: datetime | None = None
     target_hash: str = ""
-    platforms: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    rules: Mapping[str, VersionRules] = field(default_factory=dict)
     assigned: frozenset[str] = frozenset()
     joiners: tuple[str, ...] = ()
+    versions: Mapping[str, VersionState] = field(default_factory=dict)
+    neighbours: Mapping[str, Neighbour] = field(default_factory=dict)
+    verify_after: datetime | None = None
+
+    def phase_of(self, revision: str) -> Phase | None:
+        """Return the phase of a revision's version; None if nobody knows it (any more)."""
+        state = self.versions.get(self.revisions.get(revision, ""))
+        return state.phase if state is not None else None
 
     @property
     def run_is_active(self) -> bool:

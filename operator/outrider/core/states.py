@@ -6,6 +6,24 @@ IN_FLIGHT: Final = frozenset({"Stopping", "Downloading", "Starting", "Returning"
 RESULTS: Final = frozenset({"Succeeded", "Failed", "RolledBack", "Skipped"})
 FAILED: Final = frozenset({"Failed", "Returning", "RolledBack"})
 ONGOING: Final = frozenset({"Running", "Paused"})
+BARRED: Final = frozenset({"Withdrawn", "Revoked"})
+"""Phases of a version: no node may be sent to it."""
 COMPLETED: Final = frozenset({"Succeeded", "PartiallySucceeded"})
-COMES_BACK: Final = frozenset({"NodeNotReady", "WouldNotSchedule", "NoArtifact", "LeftTarget", "RunEnded"})
+COMES_BACK: Final = frozenset(
+    {
+        "NodeNotReady",
+        "WouldNotSchedule",
+        "NoArtifact",
+        "OsImageUnsupported",
+        "KernelUnsupported",
+        "KubeletUnsupported",
+        "RequirementMissing",
+        "RequirementUnmet",
+        "RequirementUnknown",
+        "NodeUnknown",
+        "RulesUnreadable",
+        "LeftTarget",
+        "RunEnded",
+    }
+)
 """Reasons of Skipped that may pass: such a node is taken by a later batch of the same run."""

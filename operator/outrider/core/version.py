@@ -1,113 +1,63 @@
 """`plan_version`: how far a ComponentVersion may go, and what has to be done for it. Pure, as the rollout's planner.
 
-The way is Stored → Verified → Tested → Published, and a version is never Published past a step that was not passed
-for its present content. Three outcomes everywhere: passed, refused (the author must act), cannot tell (a dependency is
-down: tried again). Only passed advances.
+The way is Stored → Verified → Tested → Published, and from there Deprecated, Withdrawn or Revoked. Three outcomes
+everywhere: passed, refused (a person must act), cannot tell (a dependency is down: tried again). Only passed advances,
+and only refused takes away.
+
+Invariants:
+- Nothing leaves Draft past a step that was not passed for its present content by a key that is trusted now.
+- What was published stays published until its verification is refused. That nobody can tell changes nothing.
+- What is Withdrawn comes back by passing its verification, and by nothing else. What is Revoked never comes back.
+- A test runs once for a content.
+- Nothing that somebody needs is deleted.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Literal
 
-from outrider.api.base import Condition
-from outrider.api.componentversion import (
-    Artifact,
-    ComponentVersionSpec,
-    ComponentVersionStatus,
-    Phase,
-    StoredArtifact,
-)
-from outrider.core.conditions import Finding, merge_conditions
+from outrider.api.componentversion import Artifact, ComponentVersionStatus, Phase, StoredArtifact
 from outrider.core.plan import Event
+from outrider.core.version_snapshot import (
+    AnyStep,
+    Delete,
+    Deletion,
+    Failure,
+    Publish,
+    RunTest,
+    Standing,
+    Step,
+    Store,
+    Trial,
+    Verify,
+    VersionSnapshot,
+    WriteIndex,
+)
+from outrider.core.version_status import conclude_deletion, conclude_version
+from outrider.core.versiontest import content_of_test, judge_test
 
-Step = Literal["Store", "Verify", "Publish"]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A step that was tried and did not succeed.
-
-    `stalled` says that the author (or whoever keeps the keys) must act; otherwise it is tried again at `retry_at`.
-    """
-
-    step: Step
-    platform: str
-    reason: str
-    message: str
-    stalled: bool
-    attempts: int
-    retry_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A step that is under way."""
-
-    step: Step
-    platform: str
-    since: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What steps have achieved since the status was written last."""
-
-    artifacts: Mapping[str, StoredArtifact] = field(default_factory=dict)
-    reference: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class VersionSnapshot:
-    """One look at a ComponentVersion and at the work that is done for it.
-
-    `trusted` are the fingerprints of the keys that may vouch for it now.
-    """
-
-    now: datetime
-    generation: int
-    spec: ComponentVersionSpec
-    status: ComponentVersionStatus
-    done: Done = Done()
-    failure: Failure | None = None
-    running: Running | None = None
-    newer_published: str | None = None
-    trusted: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Stream an artifact into the registry and compare its hash."""
-
-    artifact: Artifact
-
-
-@dataclass(frozen=True, slots=True)
-class Verify:
-    """Read the stored bytes back and verify hash and signature."""
-
-    artifact: Artifact
-    stored: StoredArtifact
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Write the index over all platforms and tag it with the version."""
-
-    artifacts: tuple[StoredArtifact, ...]
+GIVE_UP_SECONDS = 600
+"""So long a deleted version waits for a registry that does not delete; then it goes, and what is left is told."""
 
 
 @dataclass(frozen=True, slots=True)
 class VersionPlan:
-    """What to do next for a version (at most one step at a time), and what to say."""
+    """What to do next for a version (at most one step at a time), and what to say.
 
-    step: Store | Verify | Publish | None
+    `finalizer` says whether the object must have ours: keep it before anything is stored, drop it when nothing is.
+    `test` is the content whose Job may exist; Jobs for any other are stopped.
+    """
+
+    step: AnyStep | None
     status: ComponentVersionStatus
     events: tuple[Event, ...] = ()
     wake_at: datetime | None = None
+    finalizer: Literal["Keep", "Drop", ""] = ""
+    test: str = ""
 
 
 def hash_artifact(artifact: Artifact) -> str:
@@ -138,167 +88,195 @@ def newest(versions: Iterable[str]) -> str | None:
 def plan_version(seen: VersionSnapshot) -> VersionPlan:
     """Return the next step for a version, and the status that tells how far it is.
 
-    1. What was stored for an entry that has changed since is forgotten.
-    2. The first artifact that is not stored is stored; then the first that is not verified is verified.
-    3. Only when all are verified may the phase leave Draft, as far as `spec.stage` wants it.
-    4. Only with stage Published is the index tagged with the version, and only then is the phase Published.
+    1. One that is being deleted is only cleaned up.
+    2. What was stored for an entry that has changed since is forgotten, and so is a signature that does not count.
+    3. The first artifact that is not stored is stored, the first that is not verified is verified.
+    4. Only when all are verified, and its rules can be satisfied, may a version leave Draft, as far as its stage wants.
+    5. Only when its test has passed is it tagged, and only when it is tagged is it Published.
+    6. What was published is verified again when it is time, and Withdrawn when that is refused.
     """
-    spec, status = seen.spec, seen.status
     # 1.
-    known = {stored.platform: stored for stored in status.artifacts} | dict(seen.done.artifacts)
-    artifacts: dict[str, StoredArtifact] = {}
-    for artifact in spec.artifacts:
-        stored = known.get(str(artifact.platform))
-        if stored is not None and stored.spec_hash == hash_artifact(artifact):
-            # Before it is published, a signature counts only while its key is trusted.
-            signed = stored.signature
-            if signed is not None and not status.published_at and signed.key_fingerprint not in seen.trusted:
-                stored = stored.model_copy(update={"signature": None})
-            artifacts[stored.platform] = stored
-    reference = seen.done.reference or (status.reference if status.published_at else None)
+    if seen.deletion is not None:
+        return plan_deletion(seen, seen.deletion)
+    status = seen.status
+    published = status.published_at is not None
     # 2.
-    step: Store | Verify | Publish | None = None
-    for artifact in spec.artifacts:
-        stored = artifacts.get(str(artifact.platform))
-        if stored is None:
-            step = Store(artifact)
-            break
-        if stored.signature is None:
-            step = Verify(artifact, stored)
-            break
-    # 3. and 4.
-    verified = step is None
-    published = verified and spec.stage == "Published" and reference is not None
-    if verified and spec.stage == "Published" and reference is None:
-        step = Publish(tuple(artifacts.values()))
+    artifacts = _what_counts(seen)
+    # 3. and 6.
+    step = _next_step(seen, artifacts)
+    # 4.
+    expired = seen.spec.expires_at is not None and seen.spec.expires_at <= seen.now
+    content = content_of_test(seen.spec, [hash_artifact(artifact) for artifact in seen.spec.artifacts], seen.retest)
+    trial = judge_test(seen, content)
+    reference = seen.done.reference or (status.reference if published else None)
     phase: Phase = "Draft"
-    if verified and spec.stage == "Testing":
-        phase = "Testing"
+    if seen.spec.stage == "Revoked":
+        phase, step = "Revoked", None
     elif published:
-        phase = "Published"
-    elif verified and spec.stage == "Published":
-        phase = "Testing"
+        phase = _phase_of_published(seen, artifacts, expired=expired)
+    elif step is None and not seen.problems and not expired and seen.spec.stage in {"Testing", "Published"}:
+        phase, step = _advance(seen, artifacts, trial, reference)
 
-    wanted = step
-    wake_at: datetime | None = None
-    if seen.running is not None:
-        step = None
-    elif seen.failure is not None and step is not None and _same_step(seen.failure, step):
-        wake_at = seen.failure.retry_at
-        step = None if seen.now < wake_at else step
-    findings = _findings(seen, artifacts, verified=verified, phase=phase, wanted=wanted)
+    failure = seen.failure if step is not None and _same_step(seen.failure, step) else None
+    standing = Standing(artifacts, step, phase, trial, failure, expired, reference)
     after = ComponentVersionStatus(
         observed_generation=seen.generation,
         phase=phase,
         published_at=status.published_at or (seen.now if phase == "Published" else None),
         latest=phase == "Published" and seen.newer_published is None,
-        reference=reference if phase == "Published" else None,
+        reference=reference if published or phase == "Published" else None,
         artifacts=list(artifacts.values()),
-        conditions=merge_conditions(status.conditions, findings, seen.generation, seen.now),
+        test=trial.record,
+        usage=seen.usage,
     )
-    return VersionPlan(step=step, status=after, events=tuple(_events(status, after, seen)), wake_at=wake_at)
+    after, events = conclude_version(seen, standing, after)
+    return VersionPlan(
+        step=_due(seen, step, failure),
+        status=after,
+        events=events,
+        wake_at=_when_again(seen, artifacts, failure),
+        finalizer="" if seen.has_finalizer else "Keep",
+        test=content if trial.may_run else "",
+    )
 
 
-def step_name(step: Store | Verify | Publish) -> tuple[Step, str]:
+def plan_deletion(seen: VersionSnapshot, deletion: Deletion) -> VersionPlan:
+    """Return how a deleted version goes: not while somebody needs it, and not before the registry is clean.
+
+    It never waits for ever: a registry that does not delete is told about, and the version goes. When its whole
+    namespace goes, nobody is asked.
+    """
+    status = seen.status
+    used = seen.usage is not None and not deletion.with_namespace
+    patience = timedelta(seconds=0 if deletion.with_namespace else GIVE_UP_SECONDS)
+    failure = seen.failure if seen.failure is not None and seen.failure.step == "Delete" else None
+    gives_up = failure is not None and (failure.stalled or seen.now >= deletion.since + patience)
+    gone = seen.done.deleted or not status.artifacts or gives_up
+    step = None if used or gone else Delete(tuple(status.artifacts), status.reference)
+    after, events = conclude_deletion(seen, status.model_copy(update={"usage": seen.usage}), failure, gives_up=gives_up)
+    return VersionPlan(
+        step=_due(seen, step, failure),
+        status=after,
+        events=events,
+        wake_at=failure.retry_at if failure is not None and step is not None else None,
+        finalizer="Drop" if gone and not used and seen.has_finalizer else "",
+    )
+
+
+def step_name(step: AnyStep) -> tuple[Step, str]:
     """Return a step's name and platform ("" for all)."""
     match step:
-        case Store(artifact):
+        case Store(artifact, _):
             return "Store", str(artifact.platform)
         case Verify(artifact, _):
             return "Verify", str(artifact.platform)
+        case WriteIndex():
+            return "Index", ""
+        case RunTest():
+            return "Test", ""
         case Publish():
             return "Publish", ""
+        case Delete():
+            return "Delete", ""
 
 
-def _same_step(failure: Failure, step: Store | Verify | Publish) -> bool:
-    return (failure.step, failure.platform) == step_name(step)
-
-
-def _findings(
-    seen: VersionSnapshot,
-    artifacts: Mapping[str, StoredArtifact],
-    *,
-    verified: bool,
-    phase: Phase,
-    wanted: Store | Verify | Publish | None,
-) -> list[Finding]:
-    spec, total = seen.spec, len(seen.spec.artifacts)
-    failure = seen.failure
-    if failure is not None and (wanted is None or not _same_step(failure, wanted)):
-        failure = None
-    findings: list[Finding] = []
-
-    def say_step(condition: str, step: Step, done: int, reason: str, what: str) -> None:
-        if done == total:
-            findings.append(Finding(condition, "True", reason, f"{what}: {total} of {total} artifacts"))
-        elif failure is not None and failure.step == step:
-            unknown = not failure.stalled
-            findings.append(
-                Finding(condition, "Unknown" if unknown else "False", failure.reason, _explain(failure, seen.now))
-            )
+def _what_counts(seen: VersionSnapshot) -> dict[str, StoredArtifact]:
+    """Return what is stored for the present entries, each with its signature only as far as that counts."""
+    published = seen.status.published_at is not None
+    known = {stored.platform: stored for stored in seen.status.artifacts} | dict(seen.done.artifacts)
+    counting: dict[str, StoredArtifact] = {}
+    for artifact in seen.spec.artifacts:
+        stored = known.get(str(artifact.platform))
+        if stored is None:
+            continue
+        if published:
+            # Its content cannot change; a new signature for it changes the entry, and takes nothing away.
+            if stored.digest != f"sha256:{artifact.sha256}":
+                continue
+            failure = seen.failure
+            if failure is not None and failure.condemns and failure.platform == stored.platform:
+                stored = stored.model_copy(update={"signature": None})
         else:
-            findings.append(Finding(condition, "Unknown", "Pending", f"{what}: {done} of {total} artifacts"))
-
-    say_step("Stored", "Store", len(artifacts), "ArtifactsStored", "in the registry with the expected hash")
-    say_step(
-        "Verified",
-        "Verify",
-        sum(stored.signature is not None for stored in artifacts.values()),
-        "SignaturesVerified",
-        "stored bytes read back, hash and signature verified",
-    )
-    if verified and spec.stage != "Draft":
-        findings.append(
-            Finding("Tested", "True", "NoTestAsked", "the version has no test: the phase is passed through")
-        )
-
-    if wanted is None:
-        reached = {"Published": "Published", "Testing": "ReadyForTesting", "Draft": "DraftVerified"}[phase]
-        message = {
-            "Published": f"{spec.component} {spec.version} is published for {', '.join(sorted(artifacts))}",
-            "Testing": "verified; set spec.stage to Published to publish it",
-            "Draft": "stored and verified; set spec.stage to Testing or Published to go on",
-        }[phase]
-        findings.insert(0, Finding("Ready", "True", reached, message))
-    elif failure is not None:
-        message = _explain(failure, seen.now)
-        findings.insert(0, Finding("Ready", "False", failure.reason, message))
-        findings.append(Finding("Stalled" if failure.stalled else "Reconciling", "True", failure.reason, message))
-    else:
-        step, platform = step_name(wanted)
-        message = {
-            "Store": f"streaming the artifact for {platform} into the registry",
-            "Verify": f"reading the artifact for {platform} back and verifying its signature",
-            "Publish": "tagging the version in the registry",
-        }[step]
-        reason = {"Store": "Storing", "Verify": "Verifying", "Publish": "Publishing"}[step]
-        findings.insert(0, Finding("Ready", "False", reason, message))
-        findings.append(Finding("Reconciling", "True", reason, message))
-    return findings
+            if stored.spec_hash != hash_artifact(artifact):
+                continue
+            if stored.signature is not None and stored.signature.key_fingerprint not in seen.trusted_now:
+                stored = stored.model_copy(update={"signature": None})
+        counting[stored.platform] = stored
+    return counting
 
 
-def _explain(failure: Failure, now: datetime) -> str:
-    if failure.stalled:
-        return failure.message
-    return f"{failure.message}; attempt {failure.attempts} failed, next at {failure.retry_at:%H:%M:%S} UTC"
+def _next_step(seen: VersionSnapshot, artifacts: Mapping[str, StoredArtifact]) -> AnyStep | None:
+    """Return what has to be stored or verified next; for what was published, what has to be verified again."""
+    first = seen.status.published_at is None
+    for artifact in seen.spec.artifacts:
+        stored = artifacts.get(str(artifact.platform))
+        if stored is None or stored.spec_hash != hash_artifact(artifact):
+            return Store(artifact, None if first else stored)
+        if stored.signature is None:
+            return Verify(artifact, stored, first=first)
+        if first:
+            continue
+        if stored.signature.verified_at + seen.verification_lasts <= seen.now or (
+            seen.verify_after is not None and stored.signature.verified_at < seen.verify_after
+        ):
+            return Verify(artifact, stored, first=False)
+        if stored.signature.key_fingerprint not in seen.trusted:
+            return Verify(artifact, stored, thorough=False, first=False)
+    return None
 
 
-def _events(before: ComponentVersionStatus, after: ComponentVersionStatus, seen: VersionSnapshot) -> Iterable[Event]:
-    """Yield what a person should be told about the step from one status to the next."""
-    old = {condition.type: condition for condition in before.conditions}
-    new = {condition.type: condition for condition in after.conditions}
-    if before.phase != after.phase:
-        ready = new["Ready"].message
-        yield Event(
-            "Normal", after.phase or "Draft", f"Phase is now {after.phase} (was {before.phase or 'new'}): {ready}"
-        )
-    for name in ("Stored", "Verified"):
-        if new[name].status == "True" and not _is_true(old.get(name)):
-            yield Event("Normal", new[name].reason, new[name].message)
-    now, then = new["Ready"], old.get("Ready")
-    if seen.failure is not None and now.reason == seen.failure.reason and (then is None or then.reason != now.reason):
-        yield Event("Warning", now.reason, seen.failure.message)
+def _phase_of_published(seen: VersionSnapshot, artifacts: Mapping[str, StoredArtifact], *, expired: bool) -> Phase:
+    complete = len(artifacts) == len(seen.spec.artifacts)
+    if not complete or any(stored.signature is None for stored in artifacts.values()):
+        return "Withdrawn"
+    if expired or seen.spec.stage == "Deprecated":
+        return "Deprecated"
+    return "Published"
 
 
-def _is_true(condition: Condition | None) -> bool:
-    return condition is not None and condition.status == "True"
+def _advance(
+    seen: VersionSnapshot, artifacts: Mapping[str, StoredArtifact], trial: Trial, reference: str | None
+) -> tuple[Phase, AnyStep | None]:
+    """Return how far a verified version has come by its test, and what is to do next."""
+    entries = tuple(artifacts.values())
+    match trial.state:
+        case "Failed":
+            return "Draft", None
+        case "Waiting" | "Running":
+            return "Testing", None
+        case "Due":
+            if seen.done.index is None:
+                return "Testing", WriteIndex(entries)
+            return "Testing", RunTest(trial.content, entries, seen.done.index)
+        case "NotAsked" | "Passed":
+            if seen.spec.stage == "Testing":
+                return "Testing", None
+            return ("Published", None) if reference is not None else ("Testing", Publish(entries))
+
+
+def _due(seen: VersionSnapshot, step: AnyStep | None, failure: Failure | None) -> AnyStep | None:
+    """Return the step if it may be taken now: not while another is under way, not before a failed one's time."""
+    if seen.running is not None or (failure is not None and seen.now < failure.retry_at):
+        return None
+    return step
+
+
+def _when_again(
+    seen: VersionSnapshot, artifacts: Mapping[str, StoredArtifact], failure: Failure | None
+) -> datetime | None:
+    moments: list[datetime] = []
+    if failure is not None and seen.running is None:
+        moments.append(failure.retry_at)
+    if seen.spec.expires_at is not None and seen.spec.expires_at > seen.now:
+        moments.append(seen.spec.expires_at)
+    if seen.status.published_at is not None and seen.spec.stage != "Revoked" and failure is None:
+        moments += [
+            stored.signature.verified_at + seen.verification_lasts
+            for stored in artifacts.values()
+            if stored.signature is not None
+        ]
+    return min(moments, default=None)
+
+
+def _same_step(failure: Failure | None, step: AnyStep) -> bool:
+    return failure is not None and (failure.step, failure.platform) == step_name(step)

@@ -4,18 +4,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from outrider.api.componentversion import Phase
 from outrider.api.names import ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS, ROLE_REVISION
 from outrider.api.rollout import BatchNode, NodeResult, RunRecord, RunStatus
-from outrider.core.moves import is_leaving, next_assignment
+from outrider.core.compatibility import UNKNOWN, Answer, NodeFacts, VersionRules, is_compatible
+from outrider.core.moves import is_leaving, next_assignment, target_of
 from outrider.core.plan import Action, Assign, CreateBatch, Event
 from outrider.core.scheduling import why_not_scheduled
-from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
-from outrider.core.states import COMPLETED
+from outrider.core.snapshot import Batch, Hindrance, Node, Pod, RolloutSnapshot
+from outrider.core.states import BARRED, COMPLETED
 
 
 @dataclass
 class Work:
-    """One pass in the making: what the policies have found and decided so far. Lives only inside `plan_rollout`."""
+    """One pass in the making: what the policies have found and decided so far. Lives only inside `plan_rollout`.
+
+    `hindrance` is why no new run may start, and why one to this version stands still; `obstacle` why nodes of a failed
+    run cannot return. `fits` remembers which kinds of nodes fit which revisions.
+    """
 
     seen: RolloutSnapshot
     run: RunStatus | None
@@ -34,6 +40,9 @@ class Work:
     wakes: list[datetime] = field(default_factory=list)
     gate: str = ""
     ended: bool = False
+    hindrance: Hindrance | None = None
+    obstacle: Hindrance | None = None
+    fits: dict[tuple[object, ...], Answer] = field(default_factory=dict)
 
     @property
     def spec_paused(self) -> bool:
@@ -86,19 +95,56 @@ class Work:
         self.events.append(Event("Warning" if kind == "Warning" else "Normal", reason, message))
 
 
-def why_no_artifact(work: Work, node: Node, revision: str) -> str:
-    """Return why a revision has nothing for a node, as half a sentence; "" if it has."""
-    platforms = work.seen.platforms.get(revision)
-    os, arch = node.labels.get(LABEL_OS), node.labels.get(LABEL_ARCH)
-    if not platforms or os is None or arch is None or f"{os}/{arch}" in platforms:
-        return ""
-    return f"the version has no artifact for {os}/{arch}, only for {', '.join(sorted(platforms))}"
+def find_phase(work: Work, revision: str | None) -> Phase | None:
+    """Return the phase of a revision's version, of the run's also without its DaemonSet; None if nobody knows it."""
+    run, seen = work.run, work.seen
+    if run is not None and revision == run.revision and revision not in seen.revisions:
+        state = seen.versions.get(run.version)
+        return state.phase if state is not None else None
+    return seen.phase_of(revision or "")
+
+
+def is_barred(work: Work, revision: str | None) -> bool:
+    """Tell whether no node may be sent to a revision, because its version is Withdrawn or Revoked."""
+    return find_phase(work, revision) in BARRED
+
+
+def check_fit(work: Work, node: Node, revision: str) -> Answer:
+    """Tell whether a revision's version can run on a node, by the version's rules."""
+    rules = work.seen.rules.get(revision)
+    if rules is None:
+        return Answer("Yes")
+    os, arch = node.labels.get(LABEL_OS, ""), node.labels.get(LABEL_ARCH, "")
+    key: tuple[object, ...] = (revision, os, arch)
+    components: tuple[tuple[str, str], ...] = ()
+    if not rules.only_platforms:
+        components = _components_on(work, node, rules)
+        key = (*key, node.os_image, node.kernel_version, node.kubelet_version, components)
+    answer = work.fits.get(key)
+    if answer is None:
+        facts = NodeFacts(os, arch, node.os_image, node.kernel_version, node.kubelet_version, dict(components))
+        answer = work.fits[key] = is_compatible(facts, rules)
+    return answer
+
+
+def _components_on(work: Work, node: Node, rules: VersionRules) -> tuple[tuple[str, str], ...]:
+    """Return the required components that are assigned to a node, each with its version.
+
+    One on its way to another version, or of a revision that nobody knows, is there with an unknown version.
+    """
+    found = []
+    for component, _ in rules.requires:
+        neighbour = work.seen.neighbours[component]
+        assignment = node.labels.get(neighbour.key)
+        if assignment is not None and assignment != ASSIGNMENT_NONE:
+            found.append((component, neighbour.versions.get(assignment, UNKNOWN)))
+    return tuple(found)
 
 
 def why_skip(work: Work, node: Node) -> tuple[str, str] | None:
     """Return reason and message why a node must not lose its agent now, or None."""
-    if work.run is not None and (why := why_no_artifact(work, node, work.run.revision)):
-        return "NoArtifact", why
+    if work.run is not None and (fit := check_fit(work, node, work.run.revision)).verdict != "Yes":
+        return fit.reason, fit.message
     if not node.ready:
         return "NodeNotReady", "the node is not Ready; it is moved when it is again"
     if why := why_not_scheduled(work.seen.spec.template.get("spec") or {}, node):
@@ -126,11 +172,19 @@ def bad_revisions(work: Work) -> frozenset[str]:
 
 
 def revision_to_return_to(work: Work, node: Node) -> str:
-    """Return where a node goes if what comes next fails on it: what it runs, unless that is bad, else the stable."""
+    """Return where a node goes if what comes next fails on it: what it runs, unless that is bad, else the stable.
+
+    What is Revoked is no way back while there is another. What is Withdrawn may come back in time.
+    """
     assignment = work.assignment(node)
-    if assignment is not None and assignment in work.seen.revisions and assignment not in bad_revisions(work):
-        return assignment
-    return work.stable or ASSIGNMENT_NONE
+    stable = work.stable or ASSIGNMENT_NONE
+    if assignment is None and find_phase(work, stable) == "Revoked":
+        return ASSIGNMENT_NONE
+    if assignment is None or assignment not in work.seen.revisions or assignment in bad_revisions(work):
+        return stable
+    if find_phase(work, assignment) == "Revoked" and work.stable and find_phase(work, stable) != "Revoked":
+        return stable
+    return assignment
 
 
 def count_between_elsewhere(work: Work) -> int:
@@ -151,8 +205,13 @@ def same_node(work: Work, entry: BatchNode) -> Node | None:
 
 
 def move(work: Work, node: Node, target: str) -> None:
-    """Bring a node one step nearer to `target`, if it can take one."""
+    """Bring a node one step nearer to `target`, if it can take one.
+
+    None sets out for what is Withdrawn or Revoked: whoever asks for that gets nothing. Who is on the way arrives.
+    """
     assignment = work.assignment(node)
+    if is_barred(work, target) and (assignment is None or target_of(assignment) != target):
+        return
     # A joiners' pod is another agent, even where it is of the same revision.
     live = {
         pod.revision if pod.role == ROLE_REVISION else f"{pod.role}/{pod.revision}"

@@ -24,6 +24,7 @@ container finds it. Configured by environment:
   OUTRIDER_CA_FILE          optional: PEM of the authorities that vouch for the registry
   OUTRIDER_CREDENTIALS_DIR  optional: folder with the files username and password for the registry
   OUTRIDER_ALLOW_RSA_2048   optional: true to accept RSA keys of 2048 bits
+  OUTRIDER_REQUIRE_BINDING  optional: true to accept only signatures that name component, version and platform
   OUTRIDER_TERMINATION_LOG  optional: file for the reason of a failure, if it exists (default /dev/termination-log)
 
 While the registry is down it waits and tries again, for ever. Exit codes:
@@ -65,6 +66,7 @@ class Config:
     ca_file: str | None = None
     credentials_dir: Path | None = None
     allow_rsa_2048: bool = False
+    require_binding: bool = False
 
 
 def read_config(environ: Mapping[str, str]) -> Config:
@@ -89,6 +91,7 @@ def read_config(environ: Mapping[str, str]) -> Config:
         ca_file=environ.get("OUTRIDER_CA_FILE") or None,
         credentials_dir=Path(credentials) if credentials else None,
         allow_rsa_2048=_flag(environ, "OUTRIDER_ALLOW_RSA_2048"),
+        require_binding=_flag(environ, "OUTRIDER_REQUIRE_BINDING"),
     )
 
 

@@ -8,24 +8,38 @@ on disk. Whatever fails before leaves at most a hidden partial file, which the n
 """
 
 import contextlib
-import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-from outrider.adapters.ingest import FILE_NAME, ArtifactManifest, parse_artifact_manifest, parse_index
+from outrider.adapters.ingest import (
+    FILE_NAME,
+    ArtifactManifest,
+    load_evidence,
+    parse_artifact_manifest,
+    parse_index,
+)
 from outrider.adapters.registry import OciRegistry, RegistrySettings
 from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.node.config import Config
-from outrider.trust.detached import decode_signature
 from outrider.trust.digest import Sha256Stream
-from outrider.trust.evidence import Evidence
+from outrider.trust.documents import (
+    Malformed,
+    canonical_json,
+    check_names,
+    decode_base64,
+    encode_base64,
+    get_list,
+    get_text,
+    parse_object,
+)
+from outrider.trust.evidence import MAX_EVIDENCE_BYTES, MAX_PIECES, Evidence, decode_evidence, encode_evidence
 from outrider.trust.keys import KEY_SUFFIX, TrustedKey, parse_public_key
-from outrider.trust.verify import Verification, verify_artifact
+from outrider.trust.verify import Verification, further_algorithms, verify_artifact
 
 ARCHITECTURES: Final = {
     "x86_64": "amd64",
@@ -48,6 +62,11 @@ RECORD: Final = ".outrider-verified.json"
 _PARTIAL_PREFIX: Final = ".outrider-"
 _PARTIAL_SUFFIX: Final = ".part"
 _BLOCK: Final = 1024 * 1024
+_MAX_RECORD_BYTES: Final = 2 * MAX_PIECES * MAX_EVIDENCE_BYTES
+"""Of the record: all evidence that is ever loaded, in base64 once more, fits."""
+
+_RECORDED: Final = ("reference", "component", "version", "platform", "file_name", "sha256")
+"""The texts in the record, beside the evidence."""
 
 _DEPENDENCY_REASONS: Final = ("RegistryDenied", "RegistryRefused")
 """Refusals that say nothing about the artifact: somebody will set the registry right, so they are waited for."""
@@ -65,7 +84,16 @@ class Verified:
     platform: str
     file_name: str
     sha256: str
-    signature: str
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What some bytes on this node are."""
+
+    size: int
+    sha256: str
+    further_digests: dict[str, str]
 
 
 class LocalError(OutriderError):
@@ -84,10 +112,12 @@ def fetch(config: Config, log: Log, *, machine: str, sleep: Callable[[float], No
     3. The platform's manifest, by the digest that the index names; it must be about the component, version and platform
        that were asked for, so that no other version can be slipped in.
                                                     Else Stalling(PlatformMissing, ArtifactMissing, ManifestInvalid).
+       What vouches for it lies beside that manifest. None of it is believed yet.
     4. Stream the bytes into a hidden file, hashing them.
     5. They must hash to what the manifest says and to what the operator pinned. Else Stalling(BlobCorrupted,
        DigestMismatch).
-    6. A trusted key must have signed them.     Else Stalling(NoTrustedKey, SignatureMalformed, SignatureUntrusted).
+    6. A trusted key must have vouched for them, in any piece of evidence. Else Stalling(SignatureMissing, NoTrustedKey,
+       SignatureUntrusted and the other reasons of `verify_artifact`).
     7. On disk first, then executable, then under its name.
     """
     # 1.
@@ -122,22 +152,24 @@ def _fetch_once(config: Config, platform: str, log: Log) -> Path:
     with OciRegistry(_settings(config)) as registry:
         # 2. and 3.
         manifest = _resolve(config, registry, platform)
+        evidence = load_evidence(registry, config.repository, manifest.digest, skipped=log)
+        keys = _keys(config, log)
         facts = manifest.facts
         log(f"downloading {facts.file_name}, {manifest.blob.size} bytes")
 
         partial = config.target_dir / f"{_PARTIAL_PREFIX}{os.getpid()}{_PARTIAL_SUFFIX}"
         try:
             # 4. and the first half of 5.: the stream itself refuses what does not hash to the manifest's digest.
-            sha256 = _download(config, registry, manifest, partial)
+            content = _download(config, registry, manifest, partial, further_algorithms(evidence, keys))
 
             # 5. and 6. Without a pinned hash that of the manifest stands, which the pinned index leads to.
             expected = config.digests.get(platform, manifest.blob.digest.removeprefix("sha256:"))
-            proof = _verify(config, platform, expected, sha256, facts.signature, log)
-            log(f"verified: sha256 {sha256}, signed by {proof.key_fingerprint}")
+            proof = _verify(config, platform, expected, content, evidence, keys)
+            log(f"verified: sha256 {content.sha256}, {proof.format} by {proof.key_fingerprint}")
 
             # 7.
             verified = Verified(
-                config.reference, facts.component, facts.version, platform, facts.file_name, sha256, facts.signature
+                config.reference, facts.component, facts.version, platform, facts.file_name, content.sha256, evidence
             )
             with _local("write to", config.target_dir):
                 return _put_in_place(config.target_dir, partial, verified)
@@ -202,12 +234,14 @@ def _missing(config: Config, what: str, digest: str) -> Stalling:
     )
 
 
-def _download(config: Config, registry: OciRegistry, manifest: ArtifactManifest, partial: Path) -> str:
-    """Write the file's bytes to `partial`, on disk, and return their SHA-256 in hex."""
+def _download(
+    config: Config, registry: OciRegistry, manifest: ArtifactManifest, partial: Path, further: frozenset[str]
+) -> _Content:
+    """Write the file's bytes to `partial`, on disk, and return what they are."""
     blob = registry.open_blob(config.repository, manifest.blob.digest, size=manifest.blob.size)
     if blob is None:
         raise _missing(config, f"the file {manifest.facts.file_name}", manifest.blob.digest)
-    stream = Sha256Stream()
+    stream = Sha256Stream(further)
     chunks = iter(blob)
     with blob, _local("write to", config.target_dir):
         _check_space(config.target_dir, manifest.blob.size)
@@ -218,7 +252,7 @@ def _download(config: Config, registry: OciRegistry, manifest: ArtifactManifest,
                 stream.update(chunk)
                 _write_all(file.fileno(), chunk)
             os.fsync(file.fileno())
-    return stream.sha256
+    return _Content(stream.size, stream.sha256, stream.further)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -227,17 +261,26 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _verify(config: Config, platform: str, expected: str, actual: str, signature: str, log: Log) -> Verification:
+def _verify(
+    config: Config,
+    platform: str,
+    expected: str,
+    content: _Content,
+    evidence: Sequence[Evidence],
+    keys: Sequence[TrustedKey],
+) -> Verification:
     return verify_artifact(
         component=config.component,
         namespace=config.namespace,
         version=config.version,
         platform=platform,
-        size=None,
+        size=content.size,
         expected_sha256=expected,
-        actual_sha256=actual,
-        evidence=[Evidence("Detached", decode_signature(signature))],
-        keys=_keys(config, log),
+        actual_sha256=content.sha256,
+        further_digests=content.further_digests,
+        evidence=evidence,
+        keys=keys,
+        require_binding=config.require_binding,
     )
 
 
@@ -259,7 +302,7 @@ def _put_in_place(folder: Path, partial: Path, verified: Verified) -> Path:
     target = folder / verified.file_name
     partial.chmod(0o555)
     partial.replace(target)
-    partial.write_text(json.dumps(asdict(verified), sort_keys=True))
+    partial.write_bytes(_encode_record(verified))
     partial.replace(folder / RECORD)
     _sync_folder(folder)
     return target
@@ -279,40 +322,67 @@ def _verified_before(config: Config, platform: str, log: Log) -> Path | None:
     if FILE_NAME.fullmatch(record.file_name) is None:
         return None
     target = config.target_dir / record.file_name
-    sha256 = _hash_file(target)
-    if sha256 is None:
+    keys = _keys(config, log)
+    content = _hash_file(target, further_algorithms(record.evidence, keys))
+    if content is None:
         return None
     try:
-        _verify(config, platform, config.digests.get(platform, record.sha256), sha256, record.signature, log)
+        _verify(config, platform, config.digests.get(platform, record.sha256), content, record.evidence, keys)
     except Stalling as error:
         log(f"{target} is here, but does not pass ({error.reason}); fetching it again")
         return None
     return target
 
 
+def _encode_record(verified: Verified) -> bytes:
+    texts = {name: getattr(verified, name) for name in _RECORDED}
+    evidence = [encode_base64(encode_evidence(piece)) for piece in verified.evidence]
+    return canonical_json({**texts, "evidence": evidence})
+
+
 def _read_record(path: Path) -> Verified | None:
-    try:
-        values = json.loads(path.read_bytes())
-        record = Verified(**values)
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+    """Return the record; None if there is none that can be read."""
+    file = _open_regular(path)
+    if file is None:
         return None
-    return record if all(isinstance(value, str) for value in asdict(record).values()) else None
+    try:
+        with file:
+            data = file.read(_MAX_RECORD_BYTES + 1)
+        value = parse_object(data, max_bytes=_MAX_RECORD_BYTES)
+        check_names(value, "it", required=(*_RECORDED, "evidence"))
+        texts = {name: get_text(value, name, "it") for name in _RECORDED}
+        pieces = [piece for piece in get_list(value, "evidence", "it") if isinstance(piece, str)]
+        evidence = tuple(decode_evidence(decode_base64(piece, "it")) for piece in pieces[:MAX_PIECES])
+    except (Malformed, Stalling):
+        return None
+    return Verified(**texts, evidence=evidence)
 
 
-def _hash_file(path: Path) -> str | None:
-    """Return the SHA-256 of a file in hex; None if there is no executable regular file."""
+def _hash_file(path: Path, further: frozenset[str]) -> _Content | None:
+    """Return what a file's bytes are; None if there is no executable regular file."""
+    file = _open_regular(path)
+    if file is None:
+        return None
+    stream = Sha256Stream(further)
+    with file:
+        if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != 0o555:
+            return None
+        while block := file.read(_BLOCK):
+            stream.update(block)
+    return _Content(stream.size, stream.sha256, stream.further)
+
+
+def _open_regular(path: Path) -> BinaryIO | None:
+    """Open a file that lies in the target folder; None if there is none: links and pipes are not files."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    stream = Sha256Stream()
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode) or stat.S_IMODE(mode) != 0o555:
-            return None
-        while block := file.read(_BLOCK):
-            stream.update(block)
-    return stream.sha256
+    file = os.fdopen(descriptor, "rb", buffering=0)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        return None
+    return file
 
 
 def _check_space(folder: Path, size: int) -> None:

@@ -21,8 +21,12 @@ from outrider.adapters.kube import (
 )
 from outrider.adapters.metrics import PASS_SECONDS, PASSES
 from outrider.api import names
+from outrider.api.componentversion import Usage
 from outrider.api.errors import OutriderError
+from outrider.api.rollout import RolloutBatchSpec, RolloutSpec, RolloutStatus
 from outrider.core.snapshot import Node
+from outrider.core.usage import find_needs, versions_in_use
+from outrider.reconcile.catalogue import Catalogue
 from outrider.reconcile.projections import (
     AgentDaemonSet,
     AgentPod,
@@ -34,6 +38,7 @@ from outrider.reconcile.projections import (
 )
 from outrider.reconcile.queue import WorkQueue
 from outrider.reconcile.rollouts import Caches, RolloutReconciler
+from outrider.reconcile.testjobs import TestJobs
 from outrider.reconcile.trust import TrustStore
 from outrider.reconcile.versions import VersionReconciler
 from outrider.settings import Settings
@@ -45,6 +50,7 @@ _RESYNC_SECONDS = 300.0
 
 
 _ROLLOUT_RETRY_SECONDS = 15.0
+_USAGE_SECONDS = 10.0
 
 
 def _as_it_is(obj: Json, _before: Json | None) -> Json:
@@ -67,7 +73,7 @@ class Controller:
         self.versions: Informer[Json] = Informer(cluster, COMPONENT_VERSIONS, _as_it_is, self._version_changed)
         self.rollouts: Informer[Json] = Informer(cluster, ROLLOUTS, _as_it_is, self._rollout_changed)
         ours = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
-        caches = Caches(
+        self._caches = caches = Caches(
             rollouts=self.rollouts,
             versions=self.versions,
             nodes=Informer(cluster, NODES, project_node, self._node_changed),
@@ -81,7 +87,10 @@ class Controller:
             daemonsets=Informer(cluster, DAEMON_SETS, project_daemonset, self._daemonset_changed, labelSelector=ours),
             batches=Informer(cluster, ROLLOUT_BATCHES, project_batch, self._batch_changed, labelSelector=ours),
         )
-        self.trust = TrustStore(cluster, settings, self._trust_changed)
+        self.catalogue = Catalogue()
+        self._usages: dict[tuple[str, str], tuple[float, dict[str, Usage]]] = {}
+        self.jobs = TestJobs(cluster, self._job_changed)
+        self.trust = TrustStore(cluster, settings, self.recorder, self._trust_changed)
         self._version_queue = WorkQueue(
             "ComponentVersion", self._timed("ComponentVersion", self._one_version), settings.retry
         )
@@ -89,12 +98,28 @@ class Controller:
         hasty = replace(settings.retry, maximum=min(settings.retry.maximum, _ROLLOUT_RETRY_SECONDS))
         self._rollout_queue = WorkQueue("Rollout", self._timed("Rollout", self._one_rollout), hasty)
         self._version_reconciler = VersionReconciler(
-            cluster, self.versions, self.trust, self.recorder, settings, self._version_queue.add
+            cluster,
+            self.versions,
+            self.catalogue,
+            self.trust,
+            self.jobs,
+            self._usage_of,
+            self.recorder,
+            settings,
+            self._version_queue.add,
         )
-        self._rollout_reconciler = RolloutReconciler(cluster, caches, self.trust, self.recorder, settings)
+        self._rollout_reconciler = RolloutReconciler(
+            cluster,
+            caches,
+            self.trust,
+            self.recorder,
+            settings,
+            self._version_reconciler.request_verification,
+        )
         self._informers = (caches.nodes, caches.pods, caches.daemonsets, caches.batches)
         self._synced = [informer.synced for informer in self._informers]
-        self._synced += [self.trust.informer.synced, self.versions.synced, self.rollouts.synced]
+        self._synced += [self.trust.informer.synced, self.jobs.informer.synced]
+        self._synced += [self.versions.synced, self.rollouts.synced]
         self.alive_at = time.monotonic()
         self.begun = asyncio.Event()
 
@@ -104,6 +129,7 @@ class Controller:
             for informer in self._informers:
                 group.create_task(informer.run())
             group.create_task(self.trust.informer.run())
+            group.create_task(self.jobs.informer.run())
             group.create_task(self.recorder.run())
             group.create_task(self._resync())
             group.create_task(self._beat())
@@ -118,6 +144,7 @@ class Controller:
             self._rollout_reconciler.begin()
             self.begun.set()
             group.create_task(self._version_queue.run())
+            group.create_task(self._watch_usage())
             group.create_task(self._rollout_queue.run())
 
     def stop(self) -> None:
@@ -140,6 +167,52 @@ class Controller:
         while True:
             self.alive_at = time.monotonic()
             await asyncio.sleep(1)
+
+    async def _watch_usage(self) -> None:
+        """Have versions looked at whose need has changed; only now and then, for counts change with every move."""
+        while True:
+            await asyncio.sleep(_USAGE_SECONDS)
+            self._usages.clear()
+            for body in self.versions.values():
+                metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
+                if not status.get("publishedAt"):
+                    continue
+                usage = self._usage_of(metadata["namespace"], spec["component"], spec["version"])
+                if (usage.to_api() if usage is not None else None) != status.get("usage"):
+                    self._version_queue.add(_key(body))
+
+    def _usage_of(self, namespace: str, component: str, version: str) -> Usage | None:
+        """Return who needs a version; what was found for its component a moment ago counts for all of them."""
+        now = time.monotonic()
+        known = self._usages.get((namespace, component))
+        if known is None or now - known[0] > 1:
+            known = self._usages[namespace, component] = now, self._find_usage(namespace, component)
+        return known[1].get(version)
+
+    def _find_usage(self, namespace: str, component: str) -> dict[str, Usage]:
+        caches = self._caches
+        batches: dict[str, list[RolloutBatchSpec]] = {}
+        for stored in caches.batches.values():
+            if stored.namespace == namespace:
+                batches.setdefault(stored.rollout, []).append(stored.batch.spec)
+        needs = [
+            find_needs(
+                body["metadata"]["name"],
+                RolloutSpec.model_validate(body["spec"]),
+                RolloutStatus.model_validate(body.get("status") or {}),
+                batches.get(body["metadata"]["name"], ()),
+            )
+            for body in self.rollouts.values()
+            if (body["metadata"]["namespace"], body["spec"]["component"]) == (namespace, component)
+        ]
+        revisions = {
+            daemonset.revision: daemonset.version
+            for daemonset in caches.daemonsets.values()
+            if (daemonset.namespace, daemonset.component) == (namespace, component)
+        }
+        label = names.assignment_key(namespace, component)
+        assignments = (node.labels[label] for node in caches.nodes.values() if label in node.labels)
+        return versions_in_use(needs, revisions, assignments)
 
     def _timed(
         self, kind: str, work: Callable[[str], Awaitable[float | None]]
@@ -177,11 +250,16 @@ class Controller:
             return
         self._version_queue.add(_key(body))
         namespace, component = body["metadata"]["namespace"], body["spec"]["component"]
-        if _published(before) != _published(after):
+        if self.catalogue.note(before, after):
+            # Another is the latest now, and what others require may have come or gone.
+            lost = _is_latest(before) and not _is_latest(after)
             for other in self.versions.values():
-                if (other["metadata"]["namespace"], other["spec"]["component"]) == (namespace, component):
+                if _is_concerned(other, namespace, component, lost_latest=lost):
                     self._version_queue.add(_key(other))
         self._wake_rollouts(namespace, component)
+
+    def _job_changed(self, namespace: str, version: str) -> None:
+        self._version_queue.add(f"{namespace}/{version}")
 
     def _wake_rollouts(self, namespace: str, component: str) -> None:
         for rollout in self.rollouts.values():
@@ -225,5 +303,16 @@ class Controller:
             self._rollout_queue.add(_key(rollout))
 
 
-def _published(body: Json | None) -> bool:
-    return bool(body and (body.get("status") or {}).get("publishedAt"))
+def _is_latest(body: Json | None) -> bool:
+    return bool(body and (body.get("status") or {}).get("latest"))
+
+
+def _is_concerned(other: Json, namespace: str, component: str, *, lost_latest: bool) -> bool:
+    """Say whether a version has to look again because what is published of a component has changed."""
+    if other["metadata"]["namespace"] != namespace:
+        return False
+    published = bool((other.get("status") or {}).get("publishedAt"))
+    if other["spec"]["component"] == component:
+        return published and (lost_latest or _is_latest(other))
+    required = (other["spec"].get("compatibility") or {}).get("requires") or []
+    return not published and any(rule["component"] == component for rule in required)

@@ -1,5 +1,6 @@
 """What is kept of the objects that are watched: a few hundred bytes each, whatever their size."""
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,6 +20,11 @@ def project_node(obj: Json, _before: Node | None = None) -> Node:
     """Return what matters of a Node object."""
     metadata, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
+    info = status.get("nodeInfo") or {}
+    # A fleet has few different ones of these: each is kept once.
+    os_image, kernel, kubelet = (
+        sys.intern(str(info.get(name) or "")) for name in ("osImage", "kernelVersion", "kubeletVersion")
+    )
     return Node(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -26,6 +32,9 @@ def project_node(obj: Json, _before: Node | None = None) -> Node:
         ready=ready and not metadata.get("deletionTimestamp"),
         unschedulable=bool(spec.get("unschedulable")),
         taints=tuple(Taint(t["key"], t.get("value") or "", t["effect"]) for t in spec.get("taints") or []),
+        os_image=os_image,
+        kernel_version=kernel,
+        kubelet_version=kubelet,
     )
 
 
@@ -118,6 +127,7 @@ class AgentDaemonSet:
     uid: str
     rollout: str
     role: str
+    component: str
     revision: str
     version: str
     platforms: frozenset[str]
@@ -135,6 +145,7 @@ def project_daemonset(obj: Json, _before: AgentDaemonSet | None = None) -> Agent
         uid=metadata["uid"],
         rollout=labels.get(names.LABEL_ROLLOUT, ""),
         role=labels.get(names.LABEL_ROLE, ""),
+        component=labels.get(names.LABEL_COMPONENT, ""),
         revision=labels.get(names.LABEL_REVISION, ""),
         version=labels.get(names.LABEL_VERSION, ""),
         platforms=frozenset(

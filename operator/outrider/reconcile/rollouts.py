@@ -3,9 +3,9 @@
 import asyncio
 import json
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from outrider.adapters import clock
@@ -15,10 +15,11 @@ from outrider.adapters.kube import DAEMON_SETS, NODES, ROLLOUT_BATCHES, ROLLOUTS
 from outrider.adapters.metrics import BETWEEN
 from outrider.adapters.metrics import NODES as NODES_METRIC
 from outrider.api import names
-from outrider.api.componentversion import ComponentVersionStatus
+from outrider.api.componentversion import Compatibility, ComponentVersionStatus
 from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
 from outrider.core import plan as actions
+from outrider.core.compatibility import VersionRules, read_rules
 from outrider.core.fleet import Claim, VersionFacts, find_hindrance, select_members
 from outrider.core.moves import is_leaving, leaving, target_of
 from outrider.core.plan import Assign, Plan
@@ -34,7 +35,7 @@ from outrider.core.revision import (
 )
 from outrider.core.rollout import plan_rollout
 from outrider.core.rollout_status import CONDITION_TYPES, STUCK_SECONDS
-from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
+from outrider.core.snapshot import Batch, Neighbour, Node, Pod, RolloutSnapshot, VersionState
 from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
 from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
@@ -51,6 +52,8 @@ _REFUSED_SECONDS = 2.0
 """After so long a node whose patch was refused is tried again."""
 _TEMPLATE_SECONDS = 300.0
 """After so long a template that was refused is tried again: what refused it may be somebody's webhook."""
+_ASK_AGAIN_SECONDS = 5.0
+"""Whoever verifies may have been busy with the version when he was asked."""
 
 
 @dataclass
@@ -65,6 +68,8 @@ class _Memory:
     leaving_since: dict[str, datetime] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
     refused: int = 0
+    asked: tuple[str, datetime] | None = None
+    """The wanted revision whose version is being verified anew, and since when that is asked for."""
     uid: str = ""
 
     def records_due(self) -> float:
@@ -93,14 +98,22 @@ class RolloutReconciler:
     """Moves fleets: one pass at a time per Rollout."""
 
     def __init__(
-        self, cluster: Cluster, caches: Caches, trust: TrustStore, recorder: EventRecorder, settings: Settings
+        self,
+        cluster: Cluster,
+        caches: Caches,
+        trust: TrustStore,
+        recorder: EventRecorder,
+        settings: Settings,
+        request_verification: Callable[[str, str], None] = lambda _namespace, _name: None,
     ) -> None:
         self._cluster = cluster
         self._caches = caches
         self._trust = trust
         self._recorder = recorder
         self._settings = settings
+        self._request_verification = request_verification
         self._memories: dict[str, _Memory] = {}
+        self._rules: dict[str, tuple[str, int, Compatibility | None]] = {}
         self._observing_since: datetime | None = None
 
     def begin(self) -> None:
@@ -120,6 +133,7 @@ class RolloutReconciler:
             memory = self._memories[key] = _Memory(uid=body["metadata"]["uid"])
         seen = self._gather(body, memory)
         plan = plan_rollout(seen)
+        self._remember_asking(seen, plan, memory)
         await self._execute(body, seen, plan, memory)
         self._watch_half_moves(seen, memory)
         return self._when_again(seen, plan, memory)
@@ -139,7 +153,7 @@ class RolloutReconciler:
             if agent.component == spec.component and agent.namespace == namespace:
                 pods.setdefault(agent.pod.node, []).append(agent.pod)
         revisions: dict[str, str] = {}
-        platforms: dict[str, frozenset[str]] = {}
+        rules: dict[str, VersionRules] = {}
         joiners: list[str] = []
         for daemonset in self._caches.daemonsets.values():
             if (daemonset.namespace, daemonset.rollout, daemonset.deleting) == (namespace, name, False):
@@ -147,7 +161,7 @@ class RolloutReconciler:
                     joiners.append(joiners_id(daemonset.revision, daemonset.target))
                 else:
                     revisions[daemonset.revision] = daemonset.version
-                    platforms[daemonset.revision] = daemonset.platforms
+                    rules[daemonset.revision] = self._read_rules(spec.component, daemonset)
         older = self._older_rollouts(body, spec.component)
         all_nodes = list(self._caches.nodes.values())
         members, foreign = select_members(all_nodes, spec.target, older)
@@ -172,7 +186,7 @@ class RolloutReconciler:
             hindrance=find_hindrance(
                 spec,
                 namespace,
-                self._version_facts(namespace, spec),
+                self._version_facts(namespace, spec.component, spec.version),
                 self._published(namespace, spec.component),
                 len(members),
                 foreign,
@@ -187,10 +201,60 @@ class RolloutReconciler:
             pods={node: tuple(found) for node, found in pods.items()},
             batches=batches,
             revisions=revisions,
-            platforms=platforms,
+            rules=rules,
             assigned=frozenset(target_of(node.labels[key]) for node in all_nodes if key in node.labels),
             joiners=tuple(sorted(joiners)),
+            versions=self._version_states(namespace, spec, status, revisions),
+            neighbours=self._neighbours(namespace, {need for rule in rules.values() for need, _ in rule.requires}),
+            verify_after=self._verify_after(wanted, memory),
         )
+
+    def _verify_after(self, wanted: str, memory: _Memory) -> datetime:
+        """Return since when a verification counts as fresh: also one that took longer than it stays fresh."""
+        recent = clock.now() - timedelta(seconds=self._settings.fresh_seconds)
+        if memory.asked is None or memory.asked[0] != wanted:
+            return recent
+        return min(recent, memory.asked[1])
+
+    def _remember_asking(self, seen: RolloutSnapshot, plan: Plan, memory: _Memory) -> None:
+        """Keep in mind since when a verification is asked for, until its run has started."""
+        waits = any(isinstance(a, actions.RequestVerification | actions.CreateRevision) for a in plan.actions)
+        if not waits:
+            memory.asked = None
+        elif memory.asked is None or memory.asked[0] != seen.wanted:
+            # Status tells the time to the second: what is verified within this one counts.
+            memory.asked = seen.wanted, seen.now.replace(microsecond=0)
+
+    def _read_rules(self, component: str, daemonset: AgentDaemonSet) -> VersionRules:
+        """Return a revision's rules: its platforms stand on its DaemonSet, the others in its ComponentVersion."""
+        name = f"{component}-{daemonset.version}"
+        key = f"{daemonset.namespace}/{name}"
+        body = self._caches.versions.get(daemonset.namespace, name)
+        if body is None:
+            self._rules.pop(key, None)
+            return VersionRules(daemonset.platforms)
+        metadata = body["metadata"]
+        known = self._rules.get(key)
+        if known is None or known[:2] != (metadata["uid"], metadata["generation"]):
+            stated = body["spec"].get("compatibility")
+            compatibility = Compatibility.model_validate(stated) if stated else None
+            known = self._rules[key] = metadata["uid"], metadata["generation"], compatibility
+        return read_rules(daemonset.platforms, known[2])
+
+    def _version_states(
+        self, namespace: str, spec: RolloutSpec, status: RolloutStatus, revisions: Mapping[str, str]
+    ) -> dict[str, VersionState]:
+        named = {spec.version, *revisions.values()} | ({status.run.version} if status.run else set())
+        found = {version: self._version_facts(namespace, spec.component, version) for version in named}
+        return {version: facts.state for version, facts in found.items() if facts is not None}
+
+    def _neighbours(self, namespace: str, components: Iterable[str]) -> dict[str, Neighbour]:
+        """Return what the required components' assignments on nodes mean."""
+        versions: dict[str, dict[str, str]] = {component: {} for component in components}
+        for daemonset in self._caches.daemonsets.values() if versions else ():
+            if daemonset.namespace == namespace and daemonset.component in versions:
+                versions[daemonset.component][daemonset.revision] = daemonset.version
+        return {name: Neighbour(names.assignment_key(namespace, name), found) for name, found in versions.items()}
 
     def _template_problem(self, memory: _Memory, revision: str) -> str:
         message, since = memory.template_problems.get(revision, ("", 0.0))
@@ -224,8 +288,8 @@ class RolloutReconciler:
             and _seniority(other) < _seniority(body)
         ]
 
-    def _version_facts(self, namespace: str, spec: RolloutSpec) -> VersionFacts | None:
-        body = self._caches.versions.get(namespace, f"{spec.component}-{spec.version}")
+    def _version_facts(self, namespace: str, component: str, version: str) -> VersionFacts | None:
+        body = self._caches.versions.get(namespace, f"{component}-{version}")
         if body is None:
             return None
         return VersionFacts(
@@ -233,6 +297,7 @@ class RolloutReconciler:
             body["metadata"]["generation"],
             ComponentVersionStatus.model_validate(body.get("status") or {}),
             deleting=bool(body["metadata"].get("deletionTimestamp")),
+            revoked=body["spec"].get("stage") == "Revoked",
         )
 
     def _published(self, namespace: str, component: str) -> list[str]:
@@ -268,6 +333,8 @@ class RolloutReconciler:
             match action:
                 case actions.KeepFinalizer():
                     await self._keep_finalizer(seen)
+                case actions.RequestVerification(name):
+                    self._request_verification(seen.namespace, name)
                 case actions.CreateRevision(revision):
                     await self._create_revision(seen, revision, memory)
                 case actions.CreateJoiners(revision):
@@ -333,7 +400,7 @@ class RolloutReconciler:
                     pass
 
     async def _create_revision(self, seen: RolloutSnapshot, revision: str, memory: _Memory) -> None:
-        version = self._version_facts(seen.namespace, seen.spec)
+        version = self._version_facts(seen.namespace, seen.spec.component, seen.spec.version)
         if version is None or version.status.reference is None:
             raise Transient("VersionNotPublished", f"{seen.spec.component} {seen.spec.version} is no longer published")
         await self._trust.hand_out(seen.namespace, seen.spec.component)
@@ -523,6 +590,8 @@ class RolloutReconciler:
             waits.append(max(0.0, (plan.wake_at - seen.now).total_seconds()))
         if any(isinstance(action, actions.CreateBatch) for action in plan.actions):
             waits.append(0.0)  # its nodes may leave now
+        if any(isinstance(action, actions.RequestVerification) for action in plan.actions):
+            waits.append(_ASK_AGAIN_SECONDS)
         if memory.pending_records:
             waits.append(max(0.0, memory.records_due() - moment))
         stored = self._caches.rollouts.get(seen.namespace, seen.name)

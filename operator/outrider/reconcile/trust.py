@@ -2,50 +2,63 @@
 
 import base64
 import hashlib
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
+from outrider.adapters.events import EventRecorder
 from outrider.adapters.informer import Informer
 from outrider.adapters.kube import CONFIG_MAPS, SECRETS, Cluster, Json
 from outrider.api import names
+from outrider.core.plan import Event
 from outrider.settings import Settings
-from outrider.trust.keys import TrustedKey, build_key_files, keys_from_secret, select_keys
-
-logger = logging.getLogger(__name__)
+from outrider.trust.keys import (
+    EVERYTHING,
+    KeyProblem,
+    TrustedKey,
+    build_key_files,
+    keys_from_secret,
+    matches,
+    parse_globs,
+    select_keys,
+)
 
 
 @dataclass(frozen=True)
 class KeySecret:
-    """The usable keys of one Secret."""
+    """The usable keys of one Secret, and what is wrong with the others."""
 
     name: str
+    uid: str
     keys: tuple[TrustedKey, ...]
+    problems: tuple[KeyProblem, ...] = ()
+    components: tuple[str, ...] = EVERYTHING
+    namespaces: tuple[str, ...] = EVERYTHING
 
     @property
     def signature(self) -> str:
-        """Return what identifies the content: keys and what they are narrowed to."""
-        return "|".join(f"{key.fingerprint}:{key.components}:{key.namespaces}" for key in self.keys)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, KeySecret) and (self.name, self.signature) == (other.name, other.signature)
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.signature))
+        """Return what identifies the content: keys, and what they are narrowed to."""
+        return "|".join(
+            f"{key.fingerprint}:{key.components}:{key.namespaces}:{key.not_before}:{key.not_after}" for key in self.keys
+        )
 
 
 class TrustStore:
     """All keys that may vouch for a version now."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, cluster: Cluster, settings: Settings, recorder: EventRecorder, on_change: Callable[[], None]
+    ) -> None:
         self._cluster = cluster
         self._settings = settings
+        self._recorder = recorder
+        self._on_change = on_change
         self._handed: dict[tuple[str, str], str] = {}
         self.informer: Informer[KeySecret] = Informer(
             cluster,
             SECRETS,
             self._project,
-            lambda _before, _after: on_change(),
+            self._changed,
             namespace=settings.namespace,
             labelSelector=f"{names.LABEL_TRUST_KEY}=true",
         )
@@ -62,9 +75,21 @@ class TrustStore:
         text = "|".join(sorted(f"{secret.name}:{secret.signature}" for secret in self.informer.values()))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def fingerprints(self, namespace: str, component: str) -> frozenset[str]:
-        """Return the fingerprints of the keys that may vouch for a component's versions in a namespace."""
-        return frozenset(key.fingerprint for key in select_keys(self.keys, namespace, component))
+    def fingerprints(self, namespace: str, component: str, *, at: datetime | None = None) -> frozenset[str]:
+        """Return the fingerprints of the keys that may vouch for a component's versions in a namespace.
+
+        With `at` only those that are valid at that moment: for a first publication.
+        """
+        return frozenset(key.fingerprint for key in select_keys(self.keys, namespace, component, at))
+
+    def problems(self, namespace: str, component: str) -> list[KeyProblem]:
+        """Return what is wrong with keys that were meant to vouch for a component's versions in a namespace."""
+        return [
+            problem
+            for secret in sorted(self.informer.values(), key=lambda secret: secret.name)
+            if matches(secret.namespaces, namespace) and matches(secret.components, component)
+            for problem in secret.problems
+        ]
 
     async def hand_out(self, namespace: str, component: str) -> None:
         """Keep the ConfigMap of the public keys that may vouch for a component in a fleet's namespace."""
@@ -83,12 +108,25 @@ class TrustStore:
         await self._cluster.apply(CONFIG_MAPS, body)
         self._handed[namespace, component] = content
 
+    def _changed(self, _before: KeySecret | None, after: KeySecret | None) -> None:
+        if after is not None:
+            for problem in after.problems:
+                event = Event("Warning", problem.reason, problem.message)
+                self._recorder.record(SECRETS, self._settings.namespace, after.name, after.uid, event)
+        self._on_change()
+
     def _project(self, obj: Json, _before: KeySecret | None) -> KeySecret:
         name = obj["metadata"]["name"]
         data = {key: base64.b64decode(value) for key, value in (obj.get("data") or {}).items()}
         keys, problems = keys_from_secret(
             name, data, obj["metadata"].get("annotations") or {}, allow_rsa_2048=self._settings.allow_rsa_2048
         )
-        for problem in problems:
-            logger.warning("A trust key cannot be used: %s", problem.message)
-        return KeySecret(name, tuple(keys))
+        annotations = obj["metadata"].get("annotations") or {}
+        return KeySecret(
+            name,
+            obj["metadata"]["uid"],
+            tuple(keys),
+            tuple(problems),
+            parse_globs(annotations.get(names.ANNOTATION_KEY_COMPONENTS)),
+            parse_globs(annotations.get(names.ANNOTATION_KEY_NAMESPACES)),
+        )

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Collection
 from typing import Final
 
 from outrider.api.errors import Stalling
@@ -44,16 +45,19 @@ def digest_of(data: bytes) -> str:
 
 
 class Sha256Stream:
-    """The running SHA-256 and size, in bytes, of what has flowed by."""
+    """The running SHA-256 and size, in bytes, of what has flowed by; further digests where they are asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, further: Collection[str] = ()) -> None:
         self._hash = hashlib.sha256()
+        self._further = {algorithm: hashlib.new(algorithm) for algorithm in further}
         self.size = 0
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
         """Take in the next bytes."""
         view = memoryview(data)
         self._hash.update(view)
+        for further in self._further.values():
+            further.update(view)
         self.size += view.nbytes
 
     @property
@@ -65,3 +69,8 @@ class Sha256Stream:
     def digest(self) -> str:
         """The same as an OCI digest: `sha256:` and 64 hex digits."""
         return ALGORITHM + self.sha256
+
+    @property
+    def further(self) -> dict[str, str]:
+        """The further digests of everything taken in so far, in hex by algorithm."""
+        return {algorithm: stream.hexdigest() for algorithm, stream in self._further.items()}

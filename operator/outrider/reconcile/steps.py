@@ -1,0 +1,381 @@
+"""The steps of a version, done: store, verify, index, test, publish, delete. What blocks runs in threads."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+
+from outrider.adapters import clock, ingest, sources
+from outrider.adapters.informer import Store as Cache
+from outrider.adapters.kube import Cluster, Json
+from outrider.adapters.registry import Descriptor, OciRegistry, RegistrySettings
+from outrider.adapters.transport import AddressPolicy
+from outrider.api.componentversion import (
+    Artifact,
+    ComponentVersionSpec,
+    ComponentVersionStatus,
+    Document,
+    StoredArtifact,
+    StoredSignature,
+)
+from outrider.api.errors import Stalling, Transient
+from outrider.core.revision import FetchSettings
+from outrider.core.testjob import build_test_job
+from outrider.core.version import hash_artifact
+from outrider.core.version_snapshot import (
+    MISSING,
+    AnyStep,
+    Delete,
+    Done,
+    Publish,
+    RunTest,
+    Store,
+    Verify,
+    WriteIndex,
+)
+from outrider.reconcile.inputs import Login, read_config_map, read_login
+from outrider.reconcile.testjobs import TestJobs
+from outrider.reconcile.trust import TrustStore
+from outrider.settings import Settings
+from outrider.trust.bundle import recognise
+from outrider.trust.detached import decode_signature
+from outrider.trust.evidence import Evidence
+from outrider.trust.verify import Verification, verify_artifact
+
+MAX_DOCUMENT_BYTES = 512 * 1024
+"""Of a signature's document."""
+
+Cancelled = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The version that a step is for, as it was when the step began."""
+
+    namespace: str
+    name: str
+    uid: str
+    spec: ComponentVersionSpec
+    status: ComponentVersionStatus
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What was read in the cluster for one artifact, before its thread starts."""
+
+    content: bytes | None = None
+    ca_pem: str | None = None
+    login: Login | None = field(default=None, repr=False)
+    document: bytes | None = None
+
+
+class VersionSteps:
+    """Does what `plan_version` has decided, one step at a time for each version."""
+
+    def __init__(
+        self, cluster: Cluster, versions: Cache[Json], trust: TrustStore, jobs: TestJobs, settings: Settings
+    ) -> None:
+        self._cluster = cluster
+        self._versions = versions
+        self._trust = trust
+        self._jobs = jobs
+        self._settings = settings
+        guard = AddressPolicy(tuple(ip_network(each, strict=False) for each in settings.allowed_source_addresses))
+        self._limits = sources.SourceLimits(
+            max_bytes=settings.max_artifact_bytes, allowed_hosts=settings.allowed_source_hosts, guard=guard
+        )
+        self._document_limits = sources.SourceLimits(
+            max_bytes=MAX_DOCUMENT_BYTES, allowed_hosts=settings.allowed_source_hosts, guard=guard
+        )
+
+    async def perform(self, step: AnyStep, subject: Subject, done: Done, cancelled: Cancelled) -> Done:
+        """Do a step and return what is achieved with it. Raises what adapters and trust code raise."""
+        match step:
+            case Store(artifact, previous):
+                inputs = await self._read_inputs(subject.namespace, artifact)
+                stored = await asyncio.to_thread(self._store, subject, artifact, previous, inputs, cancelled)
+                return _with(done, stored)
+            case Verify(artifact, stored):
+                inputs = await self._read_inputs(subject.namespace, artifact) if stored.kind == "Image" else _Inputs()
+                return _with(done, await asyncio.to_thread(self._verify, subject, step, inputs, cancelled))
+            case WriteIndex(artifacts):
+                index = await asyncio.to_thread(self._write_index, subject, artifacts, publish=False)
+                return Done(done.artifacts, done.reference, index, done.deleted)
+            case RunTest():
+                await self._run_test(subject, step)
+                return done
+            case Publish(artifacts):
+                reference = await asyncio.to_thread(self._write_index, subject, artifacts, publish=True)
+                return Done(done.artifacts, reference, done.index, done.deleted)
+            case Delete(artifacts, reference):
+                await asyncio.to_thread(self._delete, subject, artifacts, reference)
+                return Done(done.artifacts, done.reference, done.index, deleted=True)
+
+    # -- what the cluster holds
+
+    async def _read_inputs(self, namespace: str, artifact: Artifact) -> _Inputs:
+        source, signature = artifact.source, artifact.signature
+        content = ca_pem = document = None
+        if source.config_map is not None:
+            content = await read_config_map(self._cluster, namespace, source.config_map)
+        if source.http is not None and source.http.ca_config_map is not None:
+            ca_pem = (await read_config_map(self._cluster, namespace, source.http.ca_config_map)).decode(
+                errors="replace"
+            )
+        secret = next((s.secret_ref for s in (source.http, source.oci, source.image) if s is not None), None)
+        account = f"{self._settings.namespace}:{self._settings.service_account}"
+        login = await read_login(self._cluster, namespace, secret, account)
+        if signature is not None and (given := signature.bundle or signature.statement) is not None:
+            document = await self._read_document(namespace, given)
+        return _Inputs(content, ca_pem, login, document)
+
+    async def _read_document(self, namespace: str, document: Document) -> bytes:
+        if document.inline is not None:
+            return document.inline.encode()
+        if document.config_map is not None:
+            return await read_config_map(self._cluster, namespace, document.config_map)
+        assert document.http is not None  # noqa: S101 - the CRD demands exactly one
+        return await asyncio.to_thread(self._fetch_document, document.http.url)
+
+    def _fetch_document(self, url: str) -> bytes:
+        with sources.open_http(url, limits=self._document_limits) as source:
+            return b"".join(source.chunks)
+
+    async def _run_test(self, subject: Subject, step: RunTest) -> None:
+        spec = subject.spec
+        assert spec.testing is not None  # noqa: S101 - the planner asks for no test that is not there
+        assert spec.testing.job is not None  # noqa: S101
+        await self._trust.hand_out(subject.namespace, spec.component)
+        settings = self._settings
+        job = build_test_job(
+            namespace=subject.namespace,
+            name=subject.name,
+            uid=subject.uid,
+            component=spec.component,
+            version=spec.version,
+            test=spec.testing.job,
+            content=step.content,
+            artifacts=step.artifacts,
+            fetch=FetchSettings(
+                image=settings.fetch_image,
+                image_pull_policy=settings.fetch_image_pull_policy,
+                reference=settings.registry_of_nodes + step.index.removeprefix(settings.registry),
+                plain_http=settings.registry_plain_http,
+                allow_rsa_2048=settings.allow_rsa_2048,
+                digests={stored.platform: stored.digest.removeprefix("sha256:") for stored in step.artifacts},
+            ),
+        )
+        await self._jobs.create(subject.namespace, job)
+
+    # -- in threads
+
+    def _store(
+        self,
+        subject: Subject,
+        artifact: Artifact,
+        previous: StoredArtifact | None,
+        inputs: _Inputs,
+        cancelled: Cancelled,
+    ) -> StoredArtifact:
+        evidence = _given_evidence(artifact, inputs)
+        repository, platform = self._repository(subject), str(artifact.platform)
+        with self._registry() as registry:
+            # What is there already is not fetched again: a corrected signature needs no source any more.
+            blob = ingest.find_stored(registry, repository, artifact.sha256)
+            if blob is None:
+                with self._open_source(artifact, inputs, cancelled) as source:
+                    blob = ingest.ingest(
+                        registry, repository, source, artifact.sha256, field=f"spec.artifacts[{platform}].sha256"
+                    )
+            facts = ingest.ArtifactFacts(
+                subject.spec.component, subject.spec.version, platform, artifact.file_name or ""
+            )
+            manifest = ingest.store_artifact_manifest(registry, repository, blob, facts)
+            for piece in evidence:
+                ingest.store_evidence(registry, repository, manifest, piece)
+            return StoredArtifact(
+                platform=platform,
+                digest=blob.digest,
+                size=blob.size,
+                reference=registry.reference(repository, manifest.digest),
+                download_url=registry.blob_url(repository, blob.digest),
+                spec_hash=hash_artifact(artifact),
+                signature=previous.signature if previous is not None else None,
+            )
+
+    def _open_source(self, artifact: Artifact, inputs: _Inputs, cancelled: Cancelled) -> sources.Source:
+        source = artifact.source
+        if source.config_map is not None and inputs.content is not None:
+            return sources.from_bytes(f"ConfigMap {source.config_map.name}", inputs.content, limits=self._limits)
+        if source.stored is not None:
+            raise Stalling(
+                "SourceNotFound",
+                f"the registry does not hold {source.stored.digest} in the repository of this component; push it "
+                "there, or name another source",
+            )
+        assert source.http is not None  # noqa: S101 - the CRD demands exactly one source
+        access = sources.HttpAccess(inputs.login.header() if inputs.login else None, inputs.ca_pem)
+        return sources.open_http(source.http.url, limits=self._limits, access=access, cancelled=cancelled)
+
+    def _verify(self, subject: Subject, step: Verify, inputs: _Inputs, cancelled: Cancelled) -> StoredArtifact:
+        spec, stored, artifact = subject.spec, step.stored, step.artifact
+        repository, digest = self._repository(subject), _digest_of(stored.reference)
+        with self._registry() as registry:
+            if not step.thorough and (proof := self._judge_again(registry, repository, subject, step)) is not None:
+                return _proven(step, proof, stored.signature)
+            found = ingest.read_back(registry, repository, digest, keys=self._trust.keys, cancelled=cancelled)
+            if found is None:
+                # Somebody swept it up: the planner has it stored again.
+                return stored.model_copy(update={"spec_hash": MISSING, "signature": None})
+            said = (found.facts.component, found.facts.version, found.facts.platform, found.facts.file_name)
+            meant = (spec.component, spec.version, str(artifact.platform), artifact.file_name or "")
+            if said != meant:
+                raise Stalling(
+                    "ManifestInvalid",
+                    f"the stored manifest {stored.reference} speaks of {' '.join(said)}, not of {' '.join(meant)}; "
+                    "somebody else writes to this repository of the registry",
+                )
+            if not step.first:
+                self._keep_index(registry, repository, subject)
+        return _proven(step, self._judge(subject, step, found), None)
+
+    def _judge_again(
+        self, registry: OciRegistry, repository: str, subject: Subject, step: Verify
+    ) -> Verification | None:
+        """Return the proof that the present keys give without the bytes being read; None if there is none that way.
+
+        None is no verdict: some signatures need more than the hash that is known. Then the bytes are read.
+        """
+        found = ingest.look_up(registry, repository, _digest_of(step.stored.reference))
+        if found is None:
+            return None
+        try:
+            return self._judge(subject, step, found)
+        except Stalling:
+            return None
+
+    def _judge(self, subject: Subject, step: Verify, found: ingest.StoredArtifact) -> Verification:
+        spec, artifact = subject.spec, step.artifact
+        return verify_artifact(
+            component=spec.component,
+            namespace=subject.namespace,
+            version=spec.version,
+            platform=str(artifact.platform),
+            size=found.size,
+            expected_sha256=artifact.sha256,
+            actual_sha256=found.sha256,
+            evidence=found.evidence,
+            keys=self._trust.keys,
+            at=clock.now() if step.first else None,
+            require_binding=self._settings.require_binding,
+            trust_namespace=self._settings.namespace,
+            further_digests=found.further_digests,
+        )
+
+    def _keep_index(self, registry: OciRegistry, repository: str, subject: Subject) -> None:
+        """Write a published version's index again if somebody has deleted it: the same bytes have the same digest."""
+        reference = subject.status.reference
+        if reference is not None and registry.get_manifest(repository, _digest_of(reference)) is None:
+            self._index_of(registry, repository, subject, subject.status.artifacts, publish=True)
+
+    def _write_index(self, subject: Subject, artifacts: Sequence[StoredArtifact], *, publish: bool) -> str:
+        with self._registry() as registry:
+            return self._index_of(registry, self._repository(subject), subject, artifacts, publish=publish)
+
+    def _index_of(
+        self,
+        registry: OciRegistry,
+        repository: str,
+        subject: Subject,
+        artifacts: Sequence[StoredArtifact],
+        *,
+        publish: bool,
+    ) -> str:
+        entries: dict[str, Descriptor] = {}
+        for stored in artifacts:
+            digest = _digest_of(stored.reference)
+            document = registry.get_manifest(repository, digest)
+            if document is None:
+                raise Transient(
+                    "ArtifactMissing",
+                    f"the registry no longer has the manifest {digest} of {stored.platform}; it was there when it "
+                    "was verified. Is something deleting from the registry?",
+                )
+            entries[stored.platform] = Descriptor(digest, len(document.content))
+        spec = subject.spec
+        index = ingest.store_index(registry, repository, spec.component, spec.version, entries, publish=publish)
+        return registry.reference(repository, index.digest)
+
+    def _delete(self, subject: Subject, artifacts: Sequence[StoredArtifact], reference: str | None) -> None:
+        with self._registry() as registry:
+            repository = self._repository(subject)
+            index = _digest_of(reference) if reference is not None else None
+            if index is None and (draft := ingest.draft_index(registry, repository, subject.spec.version)) is not None:
+                index = draft.digest
+            ingest.delete_version(
+                registry,
+                repository,
+                manifests=[_digest_of(stored.reference) for stored in artifacts],
+                index=index,
+                keep_blobs=self._digests_of_others(subject),
+            )
+
+    def _digests_of_others(self, subject: Subject) -> frozenset[str]:
+        """Return the files that other versions of the component have, too: they stay."""
+        return frozenset(
+            stored["digest"]
+            for other in self._versions.values()
+            if other["metadata"]["namespace"] == subject.namespace
+            and other["spec"]["component"] == subject.spec.component
+            and other["metadata"]["uid"] != subject.uid
+            for stored in (other.get("status") or {}).get("artifacts") or []
+        )
+
+    def _registry(self) -> OciRegistry:
+        settings = self._settings
+        return OciRegistry(
+            RegistrySettings(
+                host=settings.registry,
+                plain_http=settings.registry_plain_http,
+                ca_file=settings.registry_ca_file or None,
+                username=settings.registry_username or None,
+                password=settings.registry_password or None,
+            )
+        )
+
+    def _repository(self, subject: Subject) -> str:
+        prefix = self._settings.registry_prefix
+        path = f"{subject.namespace}/{subject.spec.component}"
+        return f"{prefix}/{path}" if prefix else path
+
+
+def _with(done: Done, stored: StoredArtifact) -> Done:
+    return Done({**done.artifacts, stored.platform: stored}, done.reference, done.index, done.deleted)
+
+
+def _proven(step: Verify, proof: Verification, before: StoredSignature | None) -> StoredArtifact:
+    """Return the artifact with its proof. Only reading the bytes moves its time: `before` keeps an earlier one."""
+    signature = StoredSignature(
+        key_fingerprint=proof.key_fingerprint,
+        format=proof.format,
+        binds=proof.binds,
+        verified_at=before.verified_at if before is not None else clock.now(),
+    )
+    return step.stored.model_copy(update={"signature": signature})
+
+
+def _digest_of(reference: str) -> str:
+    return reference.rpartition("@")[2]
+
+
+def _given_evidence(artifact: Artifact, inputs: _Inputs) -> list[Evidence]:
+    """Return what the spec itself says in evidence. Raises Stalling(SignatureMalformed, BundleMalformed)."""
+    signature = artifact.signature
+    if signature is None:
+        return []
+    if signature.inline is not None:
+        return [Evidence("Detached", decode_signature(signature.inline))]
+    document = inputs.document or b""
+    if signature.statement is not None:
+        return [Evidence("OutriderStatement", document)]
+    return [Evidence(recognise(document), document)]
