@@ -102,11 +102,38 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
         },
     }
     node = cluster.kubectl("get", "nodes", "--output=name").stdout.split()[0]
+    version = {
+        "apiVersion": "outrider.dev/v1alpha1",
+        "kind": "ComponentVersion",
+        "metadata": {"name": "probe-1.0.0", "namespace": "default"},
+        "spec": {
+            "component": "probe",
+            "version": "1.0.0",
+            "stage": "Draft",
+            "artifacts": [
+                {
+                    "platform": {"arch": "amd64"},
+                    "fileName": "probe",
+                    "sha256": "0" * 64,
+                    "source": {"configMap": {"name": "probe", "key": "probe"}},
+                    "signature": {"inline": "cHJvYmU="},
+                }
+            ],
+        },
+    }
+    # A deletion is only judged of something that is there: a version that says that it was published.
+    cluster.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(version))
+    stored = ("componentversion/probe-1.0.0", "--namespace=default")
+    was_published = json.dumps({"status": {"publishedAt": "2026-01-01T00:00:00Z"}})
+    cluster.kubectl("patch", *stored, "--subresource=status", "--type=merge", "--patch", was_published)
+    as_operator = (f"--as={OPERATOR}", "--as-group=system:masters")
     probes: list[tuple[str, tuple[str, ...], dict[str, Any] | None]] = [
         ("managed-objects", ("create",), config_map),
         ("records", ("create",), batch),
         ("kubelets", ("create", "--as=system:node:probe", "--as-group=system:nodes"), new_node),
         ("operator-on-nodes", ("annotate", node, "probe=1", "--overwrite", f"--as={OPERATOR}"), None),
+        ("operator-on-specs", ("create", *as_operator), {**version, "metadata": {"name": "probe-1.0.0"}}),
+        ("versions", ("delete", *stored), None),
     ]
     deadline = time.monotonic() + 30
     for policy, arguments, manifest in probes:
@@ -120,6 +147,9 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
             if time.monotonic() > deadline:
                 pytest.fail(f"the policy outrider-{policy} does not refuse; kubectl said: {attempt.stderr}")
             time.sleep(0.2)
+    called_off = json.dumps({"spec": {"stage": "Revoked"}})
+    cluster.kubectl("patch", *stored, "--type=merge", "--patch", called_off)
+    cluster.kubectl("delete", *stored, "--wait=false")
 
 
 # --- the operator, and stories ----------------------------------------------------------------
