@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,6 +260,43 @@ def story(
     )
     yield made
     made.end()
+
+
+@pytest.fixture
+def operator_with(request: pytest.FixtureRequest, story: Story) -> Iterator[Callable[..., OperatorProcess]]:
+    """Start an operator with settings of its own, in place of the session's as long as the test lasts."""
+    usual, others = story.operator, []
+
+    def start(**settings: str) -> OperatorProcess:
+        process = OperatorProcess(
+            "another",
+            story.local.kubeconfig_for_service_account(SYSTEM, "outrider"),
+            story.local.registry,
+            story.folder / "another.log",
+            **settings,
+        )
+        others.append(process)
+        usual.terminate()
+        process.start()
+        story.operator = process
+        process.wait_for_log("Leading")
+        return process
+
+    yield start
+    for process in others:
+        process.terminate()
+        if request.node.stash.get(_FAILED, False):
+            print(f"--- the other operator's log\n{process.log_since()}")  # noqa: T201
+        assert complaints(process.log_since()) == []
+    story.operator = usual
+    if not usual.is_running():
+        usual.start()
+
+
+@pytest.fixture
+def another_operator(request: pytest.FixtureRequest, operator_with: Callable[..., OperatorProcess]) -> OperatorProcess:
+    """An operator with the settings that the test's parameters name."""
+    return operator_with(**request.param)
 
 
 @pytest.fixture

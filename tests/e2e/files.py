@@ -1,6 +1,7 @@
 """A web server for artifacts that can be made to do everything wrong, and keys and signatures made by openssl."""
 
 import hashlib
+import ssl
 import subprocess
 import threading
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from localcluster.addresses import LOOPBACK, free_port
+from localcluster.pki import KeyPair
 
 
 @dataclass
@@ -32,15 +34,21 @@ class Answer:
 class FileServer:
     """Serves what it is told, on loopback, from threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: KeyPair | None = None) -> None:
+        """With a certificate it speaks TLS."""
         self.answers: dict[str, Answer] = {}
         self.asked: list[str] = []
         self._port = free_port(LOOPBACK, set())
         self._server: ThreadingHTTPServer | None = None
+        self._context: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(certificate.certificate, certificate.key)
 
     def url(self, path: str) -> str:
         """Where a path is."""
-        return f"http://{LOOPBACK}:{self._port}/{path}"
+        scheme = "http" if self._context is None else "https"
+        return f"{scheme}://{LOOPBACK}:{self._port}/{path}"
 
     def start(self) -> None:
         """Listen, at the same address each time."""
@@ -48,6 +56,11 @@ class FileServer:
             return
         self._server = ThreadingHTTPServer((LOOPBACK, self._port), _handler_for(self))
         self._server.daemon_threads = True
+        if self._context is not None:
+            # Whoever does not believe the certificate hangs up, and must not hold up others: its thread does that.
+            self._server.socket = self._context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:

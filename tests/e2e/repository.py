@@ -17,8 +17,8 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 class Repository:
     """What an OCI client that knows nothing of Outrider finds."""
 
-    def __init__(self, local: Cluster, namespace: str, component: str) -> None:
-        self.name = f"outrider/{namespace}/{component}"
+    def __init__(self, local: Cluster, name: str) -> None:
+        self.name = name
         self._local = local
 
     def request(

@@ -77,6 +77,11 @@ def agent_template(realistic: bool = False, **container: Any) -> Object:
     return pod
 
 
+def digest_of(content: bytes) -> str:
+    """Return the digest of a file."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
 def content_of(version: str) -> bytes:
     """Return the bytes of a version: a script that says its number."""
     return f"#!/bin/sh\necho node-agent {version}\n".encode()
@@ -97,7 +102,7 @@ class Story:
         self.files = files
         self.folder = folder
         self.key = names.assignment_key(self.namespace, COMPONENT)
-        self.repository = Repository(local, self.namespace, COMPONENT)
+        self.repository = Repository(local, f"outrider/{self.namespace}/{COMPONENT}")
         self.nodes: list[str] = []
         self.signers: dict[str, Signer] = {}
         self.published: list[str] = []
@@ -225,6 +230,15 @@ class Story:
         change = {"metadata": {"annotations": {annotation: value}}}
         self.client.merge(f"{self.versions}/{COMPONENT}-{version}", change)
 
+    def serve(self, version: str, content: bytes, answer: Answer | None = None) -> str:
+        """Serve the file of a version, or another answer instead; returns the file's SHA-256."""
+        self.files.answers[f"{self.name}/{version}"] = answer or Answer(content)
+        return hashlib.sha256(content).hexdigest()
+
+    def source(self, version: str, **http: Any) -> Object:
+        """Return where the file of a version is served, as a version's source."""
+        return {"http": {"url": self.files.url(f"{self.name}/{version}"), **http}}
+
     def create_version(
         self,
         version: str,
@@ -240,16 +254,15 @@ class Story:
         Returns the bytes.
         """
         content = content_of(version) if content is None else content
-        path = f"{self.name}/{version}"
-        self.files.answers[path] = answer or Answer(content)
         artifact = {
             "platform": {"os": "linux", "arch": "amd64"},
             "fileName": "node-agent",
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "source": {"http": {"url": self.files.url(path)}},
+            "sha256": self.serve(version, content, answer),
+            "source": self.source(version),
             **changes,
         }
         artifact.setdefault("signature", {"inline": self.signer(key).sign(content)})
+        artifact = {field: value for field, value in artifact.items() if value is not None}
         body = {
             "apiVersion": names.API_VERSION,
             "kind": "ComponentVersion",
