@@ -1,5 +1,6 @@
 """Where versions' bytes are: the operator's own registry, and the registries of others. One client per job."""
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from ipaddress import ip_network
 
@@ -8,7 +9,9 @@ from outrider.adapters.dockerconfig import Credentials, credentials_for
 from outrider.adapters.ocisource import OciReference
 from outrider.adapters.registry import OciRegistry, RegistrySettings
 from outrider.adapters.transport import AddressPolicy
+from outrider.api.componentversion import StoredArtifact
 from outrider.api.errors import Stalling
+from outrider.core.revision import FetchSettings
 from outrider.reconcile.inputs import Login
 from outrider.settings import Settings
 
@@ -69,6 +72,19 @@ class Places:
         return sources.SourceLimits(
             max_bytes=max_bytes, allowed_hosts=self._settings.allowed_source_hosts, guard=self._guard
         )
+
+
+def fetch_settings(settings: Settings, reference: str, artifacts: Sequence[StoredArtifact]) -> FetchSettings:
+    """Return how nodes fetch a version whose index in the operator's registry is `reference`."""
+    return FetchSettings(
+        image=settings.fetch_image,
+        image_pull_policy=settings.fetch_image_pull_policy,
+        reference=settings.registry_of_nodes + reference.removeprefix(settings.registry),
+        plain_http=settings.registry_plain_http,
+        allow_rsa_2048=settings.allow_rsa_2048,
+        require_binding=settings.require_binding,
+        digests={stored.platform: stored.digest.removeprefix("sha256:") for stored in artifacts},
+    )
 
 
 def _credentials(reference: OciReference, login: Login) -> Credentials:

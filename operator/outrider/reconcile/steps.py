@@ -18,7 +18,6 @@ from outrider.api.componentversion import (
     StoredSignature,
 )
 from outrider.api.errors import Stalling, Transient
-from outrider.core.revision import FetchSettings
 from outrider.core.testjob import build_test_job
 from outrider.core.version import hash_artifact
 from outrider.core.version_snapshot import (
@@ -34,7 +33,7 @@ from outrider.core.version_snapshot import (
 )
 from outrider.reconcile.images import delete_images, publish_images, read_image, store_image
 from outrider.reconcile.inputs import Login, read_config_map, read_login
-from outrider.reconcile.places import Places
+from outrider.reconcile.places import Places, fetch_settings
 from outrider.reconcile.testjobs import TestJobs
 from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
@@ -138,7 +137,6 @@ class VersionSteps:
         assert spec.testing is not None  # noqa: S101 - the planner asks for no test that is not there
         assert spec.testing.job is not None  # noqa: S101
         await self._trust.hand_out(subject.namespace, spec.component)
-        settings = self._settings
         job = build_test_job(
             namespace=subject.namespace,
             name=subject.name,
@@ -148,14 +146,7 @@ class VersionSteps:
             test=spec.testing.job,
             content=step.content,
             artifacts=step.artifacts,
-            fetch=FetchSettings(
-                image=settings.fetch_image,
-                image_pull_policy=settings.fetch_image_pull_policy,
-                reference=settings.registry_of_nodes + step.index.removeprefix(settings.registry),
-                plain_http=settings.registry_plain_http,
-                allow_rsa_2048=settings.allow_rsa_2048,
-                digests={stored.platform: stored.digest.removeprefix("sha256:") for stored in step.artifacts},
-            ),
+            fetch=fetch_settings(self._settings, step.index, step.artifacts),
         )
         await self._jobs.create(subject.namespace, job)
 
