@@ -192,6 +192,10 @@ class OciRegistry:
         """Return where the registry serves a blob."""
         return f"{self._provider.prefix}://{self._container(repository).get_blob_url(digest)}"
 
+    def manifest_url(self, repository: str, reference: str) -> str:
+        """Return where the registry serves a manifest. Raises Stalling(ReferenceInvalid)."""
+        return self._manifest_url(repository, reference)
+
     def reference(self, repository: str, digest: str) -> str:
         """Return the name by which any OCI client pulls a manifest: `host/repository@sha256:…`."""
         return f"{self.host}/{repository}@{digest}"

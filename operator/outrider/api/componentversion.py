@@ -405,7 +405,11 @@ class ComponentVersionSpec(ApiModel):
                     rule(
                         "self.all(a, self.exists_one(b, a.platform == b.platform))",
                         "each platform may have only one artifact",
-                    )
+                    ),
+                    rule(
+                        "self.all(a, has(a.source.image)) || !self.exists(a, has(a.source.image))",
+                        "either all artifacts of a version are images, or none is",
+                    ),
                 ],
             },
         ),
