@@ -36,10 +36,11 @@ class Repository:
         """GET something below the repository, as curl would."""
         return self.request("GET", path, Accept=accept)[0]
 
-    def has(self, path: str, accept: str = "*/*") -> bool:
+    def has(self, path: str) -> bool:
         """Tell whether the registry has something there."""
         try:
-            self.request("HEAD", path, Accept=accept)
+            # This registry says 404 to whoever does not name the type of what it has.
+            self.request("HEAD", path, Accept=f"{INDEX}, {MANIFEST}")
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return False

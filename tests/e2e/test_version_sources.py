@@ -89,7 +89,8 @@ def test_a_server_that_wants_a_login_gets_it_once_the_operator_may_read_the_secr
     }
     subprocess.run(["sh", "-ec", found[1]], check=True, env=environment, capture_output=True)
     when.somebody_asks_to_look_again("1.0.0")
-    then.the_version_is("1.0.0", "Draft", "SourceUntrusted", never="Published")
+    unknown = then.the_version_is("1.0.0", "Draft", "SourceUnreachable", never="Published")
+    assert "certificate" in condition(unknown, "Ready")["message"]
     story.change_artifact("1.0.0", source={"http": {**source, "caConfigMap": {"name": "authority", "key": "ca.crt"}}})
     published = then.the_version_is("1.0.0", "Published")
     assert story.repository.pull("1.0.0") == content

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from e2e.repository import INDEX
 from e2e.story import COMPONENT, Given, Story, Then, When, content_of
 from e2e.watching import Object, condition
 from localcluster.apiclient import ApiError
@@ -107,7 +108,7 @@ def look_at_the_job(story: Story, job: Object, content: bytes) -> None:
     assert init["name"] == names.FETCH_CONTAINER
     said = json.dumps(init)
     [index] = [tag for tag in story.repository.all_tags() if tag.startswith("_")]
-    _, headers = story.repository.request("HEAD", f"manifests/{index}", Accept="*/*")
+    _, headers = story.repository.request("HEAD", f"manifests/{index}", Accept=INDEX)
     assert f"{story.local.registry}/{story.repository.name}@{headers['Docker-Content-Digest']}" in said
     assert version["status"]["artifacts"][0]["digest"].removeprefix("sha256:") in said
     [container] = pod["containers"]
