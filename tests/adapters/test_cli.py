@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import outrider
 from adapters.realservers import BCRYPT, PASSWORD, USERNAME, RealRegistry, running_registry, sha256_of
-from adapters.realtools import KEY_OPTIONS, Cosign, ToolError
+from adapters.realtools import KEY_OPTIONS, ToolError, Tools
 from adapters.signing import MakeSigner, Signer
 from outrider.__main__ import main
 from outrider.adapters.ingest import ArtifactFacts, store_artifact_manifest, store_evidence, store_index
@@ -216,8 +216,8 @@ def test_without_an_output_file_the_statement_is_all_that_stdout_gets(desk: Desk
 
 
 @pytest.mark.parametrize("kind", KEY_OPTIONS)
-def test_cosign_checks_what_is_signed_here(desk: Desk, cosign: Cosign, make_signer: MakeSigner, kind: str) -> None:
-    signer = make_signer(kind, *KEY_OPTIONS[kind])
+def test_cosign_checks_what_is_signed_here(desk: Desk, tools: Tools, signers: dict[str, Signer], kind: str) -> None:
+    signer, cosign = signers[kind], tools.cosign
     arguments = ("sign", "node-agent", *AS_AGENT, "--key", str(signer.private), "--format", "bundle")
     assert desk.run(*arguments, "--output", "bundle.json").code == 0
     bundle = (desk.folder / "bundle.json").read_bytes()
