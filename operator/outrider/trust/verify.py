@@ -15,7 +15,7 @@ from outrider.api.names import (
     STATEMENT_TYPE,
 )
 from outrider.trust.bundle import MessageSignature, bundle_malformed, parse_bundle, parse_enveloped
-from outrider.trust.chain import follow_chain
+from outrider.trust.chain import follow_chain, is_only_file
 from outrider.trust.cosign import parse_payload
 from outrider.trust.digest import parse_sha256
 from outrider.trust.documents import Malformed, decode_base64, shown
@@ -214,6 +214,8 @@ def _judge(piece: Evidence, artifact: _Artifact, keys: Sequence[TrustedKey]) -> 
                 statement = _read_statement(envelope, signer)
                 _check_subject(statement.sha256, signed["sha256"].hex(), signer)
                 if piece.format == "OutriderStatement":
+                    if not is_only_file(piece.chain, artifact.sha256):
+                        raise _mismatch(signer, "it is about a document that names more than this file")
                     _check_binding(statement, artifact, signer)
                     said = (f"the statement binds {artifact.component} {artifact.version} {artifact.platform}",)
                 else:
@@ -287,8 +289,6 @@ def _check_type(statement: Statement, wanted: str, signer: TrustedKey) -> None:
 
 def _check_binding(statement: Statement, artifact: _Artifact, signer: TrustedKey) -> None:
     _check_type(statement, STATEMENT_TYPE, signer)
-    # A statement is about the file itself: through a chain it could only be about something larger.
-    _check_subject(statement.sha256, artifact.sha256, signer)
     try:
         binding = parse_binding(statement)
     except Malformed as error:
