@@ -475,6 +475,9 @@ def test_a_binding_can_be_demanded(authors: dict[str, Author]) -> None:
     assert "outrider sign" in error.message
     assert "(of 4 pieces of evidence none passes: Detached BindingRequired, " in error.message
     assert verify([*others, make(author, "OutriderStatement")], [author.key], require_binding=True).binds
+    # A statement that is there, but about something else, is what has to be corrected.
+    wrong = evidence("OutriderStatement", author.envelope(json.dumps(statement(FILE, version="2.0.0")).encode()))
+    assert refusal([*others, wrong], [author.key], require_binding=True).reason == "StatementMismatch"
     # What nobody trusted signed is not only lacking a binding.
     assert refusal(others, [Author("p256").key], require_binding=True).reason == "SignatureUntrusted"
 
