@@ -26,7 +26,9 @@ from outrider.adapters.ocisource import (
     MAX_ENTRIES,
     OciReference,
     collect_evidence,
+    copied_content,
     copy_image,
+    delete_copy,
     keeping_tag,
     open_artifact,
     parse_reference,
@@ -468,6 +470,37 @@ def test_limits_of_a_copy(client: OciRegistry, repository: str, other_registry: 
         with pytest.raises(Stalling) as gone:
             copy_image(client, target, repository, repository, "sha256:" + "0" * 64)
         assert gone.value.reason == "SourceNotFound"
+
+
+def test_a_copy_is_deleted_with_all_that_came_along(
+    client: OciRegistry, repository: str, tools: Tools, signer: Signer, registry: RealRegistry
+) -> None:
+    """Into the registry of each kind, and from there into nothing."""
+    with registry.client() as source:
+        index, manifests = push_index(source, repository, tools)
+        sibling = tools.crane.push_image(f"{source.host}/{repository}:sibling", {**IMAGE, "arch": b"amd64"}, "amd64")
+        for digest in (index, manifests[0]):
+            tools.cosign.sign(f"{source.host}/{repository}@{digest}", signer)
+            tools.cosign.sign(f"{source.host}/{repository}@{digest}", signer, classic=True)
+        copied = copy_image(source, client, repository, repository, index)
+        copy_image(source, client, repository, repository, sibling)
+    assert sibling == manifests[0]  # what both need stays
+    keep = copied_content(client, repository, sibling)
+    content = copied_content(client, repository, index)
+    assert content >= {*copied.manifests, index, *manifests}
+    assert content >= keep
+    assert delete_copy(client, repository, index, keep=keep) > 0
+    assert client.get_manifest(repository, index) is None
+    assert client.get_manifest(repository, manifests[1]) is None
+    assert collect_evidence(client, repository, [b"x"]) == ()
+    assert copied_content(client, repository, index) == frozenset()
+    assert copied_content(client, repository, sibling) == keep
+    assert delete_copy(client, repository, index, keep=keep) == 0
+    delete_copy(client, repository, sibling)
+    assert client.list_tags(repository) == []
+    for digest in content - {digest_of(b"{}")}:
+        assert client.blob_size(repository, digest) is None or digest in copied.manifests
+        assert client.get_manifest(repository, digest) is None
 
 
 # Registries that lie
