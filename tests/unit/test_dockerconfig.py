@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.adapters.dockerconfig import Credentials, credentials_for
@@ -150,6 +150,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.binary() | json_values.map(lambda value: json.dumps({"auths": {"r": value}}).encode()))
 def test_nothing_but_a_stop_escapes(data: bytes) -> None:
     with contextlib.suppress(Stalling):

@@ -329,16 +329,11 @@ def copy_image(
 
 def copied_content(registry: OciRegistry, repository: str, digest: str) -> frozenset[str]:
     """Return the digests of all that belongs to a copied image: documents, blobs, signatures. Empty if it is gone."""
-    return frozenset(
-        part
-        for document in _copied_documents(registry, repository, digest)
-        for part in (
-            document.digest,
-            *_digests_of(document),
-            *(part for signed in _signatures_of(registry, repository, document) for part in _digests_of(signed)),
-            *(signed.digest for signed in _signatures_of(registry, repository, document)),
-        )
-    )
+    content: set[str] = set()
+    for document in _copied_documents(registry, repository, digest):
+        for each in (document, *_signatures_of(registry, repository, document)):
+            content |= {each.digest, *_digests_of(each)}
+    return frozenset(content)
 
 
 def delete_copy(registry: OciRegistry, repository: str, digest: str, *, keep: Collection[str] = ()) -> int:
