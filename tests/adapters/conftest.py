@@ -1,4 +1,4 @@
-"""Fixtures: real servers on loopback, a real API server, real keys made by openssl."""
+"""Fixtures: real servers on loopback, a real API server, real keys made by openssl, the tools that people sign with."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -7,6 +7,8 @@ import pytest
 
 from adapters.realapiserver import RealApiServer, access_by, running_api_server
 from adapters.realservers import RealHttpServer, RealRegistry, running_registry
+from adapters.realtools import KEY_OPTIONS, Tools, offline_tools
+from adapters.reports import REPORTS, Reports
 from adapters.signing import MakeSigner, Signer
 from outrider.adapters.kube import Cluster
 from outrider.adapters.registry import OciRegistry
@@ -57,6 +59,36 @@ def make_signer(tmp_path_factory: pytest.TempPathFactory) -> MakeSigner:
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def signers(make_signer: MakeSigner) -> dict[str, Signer]:
+    """Return a key pair of each kind that is accepted, by its name in KEY_OPTIONS."""
+    return {kind: make_signer(f"matrix-{kind}", *options) for kind, options in KEY_OPTIONS.items()}
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tools]:
+    """cosign, oras and crane, which must not talk to anything outside."""
+    with offline_tools(tmp_path_factory.mktemp("tools")) as tools:
+        yield tools
+
+
+@pytest.fixture(scope="session")
+def reports(pytestconfig: pytest.Config) -> Reports:
+    """What is printed at the end of the run."""
+    return pytestconfig.stash[REPORTS]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[REPORTS] = Reports()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for title, lines in config.stash[REPORTS].sections():
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,27 @@ class Home:
         return result.stdout
 
 
+@dataclass(frozen=True)
+class Tools:
+    """All of them, in one home."""
+
+    cosign: "Cosign"
+    oras: "Oras"
+    crane: "Crane"
+
+
+@contextmanager
+def offline_tools(folder: Path) -> Iterator[Tools]:
+    """The tools in a home of their own; raises AssertionError at the end if one of them asked for anything outside."""
+    tripwire = Tripwire()
+    try:
+        home = Home(folder, tripwire)
+        yield Tools(Cosign(home), Oras(home), Crane(home))
+        assert not tripwire.contacts, f"asked for something outside: {tripwire.contacts}"
+    finally:
+        tripwire.stop()
+
+
 class Cosign:
     """cosign 3 with a key pair, without any transparency log."""
 
@@ -209,6 +230,13 @@ class Cosign:
         arguments = ("--bundle", self._write(bundle), "--type", predicate_type, "--trusted-root", self._root)
         self._home.run("cosign", "verify-blob-attestation", *self._public(public), *arguments, file)
 
+    def verify_blob_envelope(
+        self, file: Path, envelope: bytes, public: Path, *, predicate_type: str = STATEMENT_TYPE
+    ) -> None:
+        """Check a bare DSSE envelope with a statement about a file; raises ToolError if cosign refuses it."""
+        arguments = ("--signature", self._write(envelope), "--type", predicate_type)
+        self._home.run("cosign", "verify-blob-attestation", *self._public(public), *arguments, file)
+
     def _key(self, signer: Signer) -> tuple[str | Path, ...]:
         return ("--yes", "--key", self.import_key(signer))
 
@@ -279,6 +307,10 @@ class Oras:
     def manifest(self, reference: str) -> bytes:
         """Return a manifest or index exactly as it is stored."""
         return self._home.run("oras", "manifest", "fetch", "--plain-http", reference)
+
+    def blob(self, reference: str) -> bytes:
+        """Return the blob `host/repository@sha256:…`."""
+        return self._home.run("oras", "blob", "fetch", "--plain-http", "--output", "-", reference)
 
     def index(self, target: str, *digests: str) -> str:
         """Make an index of manifests in the repository of `host/repository:tag` and return its digest."""

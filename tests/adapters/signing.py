@@ -19,8 +19,12 @@ class Signer:
     def sign(self, data: bytes) -> str:
         """Return the detached signature over a file with these bytes, in base64, as the documentation tells people."""
         (self._folder / "file").write_bytes(data)
+        return self.sign_file(self._folder / "file")
+
+    def sign_file(self, file: Path) -> str:
+        """Return the detached signature over a file, in base64."""
         command = 'openssl dgst -sha256 -sign "$1" "$2" | base64 -w0'
-        return self._run("sh", "-c", command, "sign", self.private, self._folder / "file").decode()
+        return self._run("sh", "-c", command, "sign", self.private, file).decode()
 
     def detached(self, data: bytes) -> bytes:
         """Return the same signature, raw."""

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import outrider
 from adapters.realservers import BCRYPT, PASSWORD, USERNAME, RealRegistry, running_registry, sha256_of
+from adapters.realtools import KEY_OPTIONS, Cosign, ToolError
 from adapters.signing import MakeSigner, Signer
 from outrider.__main__ import main
 from outrider.adapters.ingest import ArtifactFacts, store_artifact_manifest, store_evidence, store_index
@@ -212,6 +213,23 @@ def test_without_an_output_file_the_statement_is_all_that_stdout_gets(desk: Desk
     assert ran.code == 0
     assert json.loads(ran.out)["payloadType"] == "application/vnd.in-toto+json"
     assert ran.out.endswith("}\n")
+
+
+@pytest.mark.parametrize("kind", KEY_OPTIONS)
+def test_cosign_checks_what_is_signed_here(desk: Desk, cosign: Cosign, make_signer: MakeSigner, kind: str) -> None:
+    signer = make_signer(kind, *KEY_OPTIONS[kind])
+    arguments = ("sign", "node-agent", *AS_AGENT, "--key", str(signer.private), "--format", "bundle")
+    assert desk.run(*arguments, "--output", "bundle.json").code == 0
+    bundle = (desk.folder / "bundle.json").read_bytes()
+    cosign.verify_blob_attestation(desk.folder / "node-agent", bundle, signer.public)
+    desk.write("node-agent", FILE + b"!")
+    with pytest.raises(ToolError):
+        cosign.verify_blob_attestation(desk.folder / "node-agent", bundle, signer.public)
+    ran = desk.run("verify", "node-agent", "--key", str(signer.public), "--bundle", "bundle.json", *AS_AGENT)
+    assert ran.code == 1
+    desk.write("node-agent", FILE)
+    ran = desk.run("verify", "node-agent", "--key", str(signer.public), "--bundle", "bundle.json", *AS_AGENT)
+    assert ran.code == 0, ran.out
 
 
 def protect(desk: Desk, passphrase: str) -> None:

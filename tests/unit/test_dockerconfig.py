@@ -108,6 +108,12 @@ def test_no_credentials(data: bytes) -> None:
     assert credentials_for(data, "registry.example.com", "a") is None
 
 
+def test_the_older_form_without_auths_around() -> None:
+    data = json.dumps({"registry.example.com": {"auth": packed("me:secret"), "email": ""}, "credHelpers": {"a": "b"}})
+    assert credentials_for(data.encode(), "registry.example.com", "a") == Credentials("me", "secret")
+    assert credentials_for(data.encode(), "credhelpers", "a") is None
+
+
 SECRET = "hunter2"
 
 

@@ -154,6 +154,12 @@ class OciRegistry:
         """Return where the registry serves a blob."""
         return f"{self._session.prefix}://{self._session.container(repository).get_blob_url(digest)}"
 
+    def manifest_url(self, repository: str, reference: str) -> str:
+        """Return where the registry serves a manifest. Raises Stalling(ReferenceInvalid)."""
+        if not is_digest(reference) and _TAG.fullmatch(reference) is None:
+            raise Stalling("ReferenceInvalid", f"{reference!r} is neither a tag nor a sha256 digest")
+        return f"{self._session.prefix}://{self._session.container(repository).manifest_url(reference)}"
+
     def reference(self, repository: str, digest: str) -> str:
         """Return the name by which any OCI client pulls a manifest: `host/repository@sha256:…`."""
         return f"{self.host}/{repository}@{digest}"
@@ -273,7 +279,7 @@ class OciRegistry:
         what = f"storing the manifest {reference or digest} in {repository}"
         response = self._session.request(
             "PUT",
-            self._manifest_url(repository, reference or digest),
+            self.manifest_url(repository, reference or digest),
             what,
             repository=repository,
             data=content,
@@ -306,7 +312,7 @@ class OciRegistry:
         what = f"reading the manifest {reference} from {repository}"
         response = self._session.request(
             "GET",
-            self._manifest_url(repository, reference),
+            self.manifest_url(repository, reference),
             what,
             repository=repository,
             headers={"Accept": _ACCEPTED_MANIFESTS},
@@ -346,7 +352,7 @@ class OciRegistry:
 
         Raises Stalling(DeleteUnsupported).
         """
-        return self._delete(self._manifest_url(repository, digest), repository, digest)
+        return self._delete(self.manifest_url(repository, digest), repository, digest)
 
     def delete_tag(self, repository: str, tag: str) -> bool:
         """Delete a tag together with its manifest; False if it was not there. Raises Stalling(DeleteUnsupported).
@@ -358,7 +364,7 @@ class OciRegistry:
             return False
         self.delete_manifest(repository, document.digest)
         if self.get_manifest(repository, tag) is not None:
-            self._delete(self._manifest_url(repository, tag), repository, tag)
+            self._delete(self.manifest_url(repository, tag), repository, tag)
         return True
 
     def list_tags(self, repository: str) -> list[str]:
@@ -516,7 +522,7 @@ class OciRegistry:
 
     def _has_manifest(self, repository: str, digest: str) -> bool:
         what = f"looking for {digest} in {repository}"
-        return is_digest(digest) and not self._is_gone(self._manifest_url(repository, digest), repository, what)
+        return is_digest(digest) and not self._is_gone(self.manifest_url(repository, digest), repository, what)
 
     def _pages(
         self, url: str, repository: str, what: str, absent: tuple[int, ...]
@@ -549,11 +555,6 @@ class OciRegistry:
                 raise self._nonsense(what, "its list goes on elsewhere")
 
     # How
-
-    def _manifest_url(self, repository: str, reference: str) -> str:
-        if not is_digest(reference) and _TAG.fullmatch(reference) is None:
-            raise Stalling("ReferenceInvalid", f"{reference!r} is neither a tag nor a sha256 digest")
-        return f"{self._session.prefix}://{self._session.container(repository).manifest_url(reference)}"
 
     def _get_blob(self, repository: str, digest: str, offset: int) -> requests.Response | None:
         what = f"reading {digest} from {repository}"

@@ -21,8 +21,18 @@ _BLOCK = 1024 * 1024
 @click.option("--version", required=True, help="The version, as in ComponentVersion.")
 @click.option("--platform", required=True, metavar="OS/ARCH", help="The platform, such as linux/amd64.")
 @click.option("--key", "key_file", required=True, type=_FILE, help="Private key in PEM.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["dsse", "bundle"]),
+    default="dsse",
+    show_default=True,
+    help="The bare envelope, or a sigstore bundle, which cosign can check as well. Outrider takes both.",
+)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write here instead of to stdout.")
-def sign(file: Path, *, component: str, version: str, platform: str, key_file: Path, output: Path | None) -> None:
+def sign(
+    file: Path, *, component: str, version: str, platform: str, key_file: Path, format_: str, output: Path | None
+) -> None:
     """Sign a FILE as one version of a component.
 
     The result is a signed statement (in-toto in a DSSE envelope): give it in a ComponentVersion as signature.statement.
@@ -31,6 +41,7 @@ def sign(file: Path, *, component: str, version: str, platform: str, key_file: P
     The passphrase of a protected key is asked for, or read from the environment variable OUTRIDER_KEY_PASSPHRASE.
     """
     from outrider.api.errors import OutriderError
+    from outrider.trust.bundle import build_bundle
     from outrider.trust.digest import Sha256Stream
     from outrider.trust.evidence import Evidence
     from outrider.trust.signing import public_half, sign_statement
@@ -52,6 +63,8 @@ def sign(file: Path, *, component: str, version: str, platform: str, key_file: P
         raise click.UsageError(f"{file} cannot be read: {(error.strerror or 'unknown error').lower()}") from None
     payload = build_statement(Binding(component, version, platform, stream.size), file.name, stream.sha256)
     statement = sign_statement(key, public, payload)
+    if format_ == "bundle":
+        statement = build_bundle(statement, public.fingerprint)
 
     # Nothing leaves that the operator would refuse.
     verify_artifact(

@@ -38,6 +38,7 @@ class FetchSettings:
     plain_http: bool
     allow_rsa_2048: bool
     digests: Mapping[str, str]
+    require_binding: bool = False
 
 
 def revision_of(rollout: str, spec: RolloutSpec) -> str:
@@ -225,6 +226,7 @@ def deliver(
         "OUTRIDER_REFERENCE": fetch.reference,
         "OUTRIDER_PLAIN_HTTP": "true" if fetch.plain_http else "false",
         "OUTRIDER_ALLOW_RSA_2048": "true" if fetch.allow_rsa_2048 else "false",
+        "OUTRIDER_REQUIRE_BINDING": "true" if fetch.require_binding else "false",
         "OUTRIDER_KEYS_DIR": _KEYS_DIR,
         "OUTRIDER_TARGET_DIR": _TARGET_DIR,
         "OUTRIDER_COMPONENT": component,

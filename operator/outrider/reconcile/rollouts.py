@@ -24,7 +24,6 @@ from outrider.core.fleet import Claim, VersionFacts, find_hindrance, select_memb
 from outrider.core.moves import is_leaving, leaving, target_of
 from outrider.core.plan import Assign, Plan
 from outrider.core.revision import (
-    FetchSettings,
     build_daemonset,
     build_joiners,
     daemonset_name,
@@ -36,6 +35,7 @@ from outrider.core.revision import (
 from outrider.core.rollout import plan_rollout
 from outrider.core.rollout_status import CONDITION_TYPES, STUCK_SECONDS
 from outrider.core.snapshot import Batch, Neighbour, Node, Pod, RolloutSnapshot, VersionState
+from outrider.reconcile.places import fetch_settings
 from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
 from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
@@ -404,14 +404,7 @@ class RolloutReconciler:
         if version is None or version.status.reference is None:
             raise Transient("VersionNotPublished", f"{seen.spec.component} {seen.spec.version} is no longer published")
         await self._trust.hand_out(seen.namespace, seen.spec.component)
-        fetch = FetchSettings(
-            image=self._settings.fetch_image,
-            image_pull_policy=self._settings.fetch_image_pull_policy,
-            reference=self._for_nodes(version.status.reference),
-            plain_http=self._settings.registry_plain_http,
-            allow_rsa_2048=self._settings.allow_rsa_2048,
-            digests={a.platform: a.digest.removeprefix("sha256:") for a in version.status.artifacts},
-        )
+        fetch = fetch_settings(self._settings, version.status.reference, version.status.artifacts)
         daemonset = build_daemonset(
             namespace=seen.namespace, rollout=seen.name, spec=seen.spec, revision=revision, fetch=fetch
         )
@@ -545,10 +538,6 @@ class RolloutReconciler:
         answer = await self._cluster.patch_json(ROLLOUTS, metadata["namespace"], metadata["name"], [seen, operation])
         if answer is not None and answer["metadata"].get("finalizers"):
             self._caches.rollouts.put(answer)
-
-    def _for_nodes(self, reference: str) -> str:
-        """Return a reference into the registry as nodes reach it."""
-        return self._settings.registry_of_nodes + reference.removeprefix(self._settings.registry)
 
     # -- report
 

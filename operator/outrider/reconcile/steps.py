@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 
 from outrider.adapters import clock, ingest, sources
 from outrider.adapters.informer import Store as Cache
 from outrider.adapters.kube import Cluster, Json
-from outrider.adapters.registry import Descriptor, OciRegistry, RegistrySettings
-from outrider.adapters.transport import AddressPolicy
+from outrider.adapters.ocisource import collect_evidence, open_artifact, parse_reference
+from outrider.adapters.registry import Descriptor, OciRegistry
 from outrider.api.componentversion import (
     Artifact,
     ComponentVersionSpec,
@@ -19,7 +18,6 @@ from outrider.api.componentversion import (
     StoredSignature,
 )
 from outrider.api.errors import Stalling, Transient
-from outrider.core.revision import FetchSettings
 from outrider.core.testjob import build_test_job
 from outrider.core.version import hash_artifact
 from outrider.core.version_snapshot import (
@@ -33,7 +31,9 @@ from outrider.core.version_snapshot import (
     Verify,
     WriteIndex,
 )
+from outrider.reconcile.images import delete_images, publish_images, read_image, store_image
 from outrider.reconcile.inputs import Login, read_config_map, read_login
+from outrider.reconcile.places import Places, fetch_settings
 from outrider.reconcile.testjobs import TestJobs
 from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
@@ -41,9 +41,6 @@ from outrider.trust.bundle import recognise
 from outrider.trust.detached import decode_signature
 from outrider.trust.evidence import Evidence
 from outrider.trust.verify import Verification, verify_artifact
-
-MAX_DOCUMENT_BYTES = 512 * 1024
-"""Of a signature's document."""
 
 Cancelled = Callable[[], bool]
 
@@ -60,7 +57,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class Inputs:
     """What was read in the cluster for one artifact, before its thread starts."""
 
     content: bytes | None = None
@@ -80,13 +77,7 @@ class VersionSteps:
         self._trust = trust
         self._jobs = jobs
         self._settings = settings
-        guard = AddressPolicy(tuple(ip_network(each, strict=False) for each in settings.allowed_source_addresses))
-        self._limits = sources.SourceLimits(
-            max_bytes=settings.max_artifact_bytes, allowed_hosts=settings.allowed_source_hosts, guard=guard
-        )
-        self._document_limits = sources.SourceLimits(
-            max_bytes=MAX_DOCUMENT_BYTES, allowed_hosts=settings.allowed_source_hosts, guard=guard
-        )
+        self._places = Places(settings)
 
     async def perform(self, step: AnyStep, subject: Subject, done: Done, cancelled: Cancelled) -> Done:
         """Do a step and return what is achieved with it. Raises what adapters and trust code raise."""
@@ -96,7 +87,7 @@ class VersionSteps:
                 stored = await asyncio.to_thread(self._store, subject, artifact, previous, inputs, cancelled)
                 return _with(done, stored)
             case Verify(artifact, stored):
-                inputs = await self._read_inputs(subject.namespace, artifact) if stored.kind == "Image" else _Inputs()
+                inputs = await self._read_inputs(subject.namespace, artifact) if stored.kind == "Image" else Inputs()
                 return _with(done, await asyncio.to_thread(self._verify, subject, step, inputs, cancelled))
             case WriteIndex(artifacts):
                 index = await asyncio.to_thread(self._write_index, subject, artifacts, publish=False)
@@ -113,7 +104,7 @@ class VersionSteps:
 
     # -- what the cluster holds
 
-    async def _read_inputs(self, namespace: str, artifact: Artifact) -> _Inputs:
+    async def _read_inputs(self, namespace: str, artifact: Artifact) -> Inputs:
         source, signature = artifact.source, artifact.signature
         content = ca_pem = document = None
         if source.config_map is not None:
@@ -127,7 +118,7 @@ class VersionSteps:
         login = await read_login(self._cluster, namespace, secret, account)
         if signature is not None and (given := signature.bundle or signature.statement) is not None:
             document = await self._read_document(namespace, given)
-        return _Inputs(content, ca_pem, login, document)
+        return Inputs(content, ca_pem, login, document)
 
     async def _read_document(self, namespace: str, document: Document) -> bytes:
         if document.inline is not None:
@@ -138,7 +129,7 @@ class VersionSteps:
         return await asyncio.to_thread(self._fetch_document, document.http.url)
 
     def _fetch_document(self, url: str) -> bytes:
-        with sources.open_http(url, limits=self._document_limits) as source:
+        with sources.open_http(url, limits=self._places.document_limits) as source:
             return b"".join(source.chunks)
 
     async def _run_test(self, subject: Subject, step: RunTest) -> None:
@@ -146,7 +137,6 @@ class VersionSteps:
         assert spec.testing is not None  # noqa: S101 - the planner asks for no test that is not there
         assert spec.testing.job is not None  # noqa: S101
         await self._trust.hand_out(subject.namespace, spec.component)
-        settings = self._settings
         job = build_test_job(
             namespace=subject.namespace,
             name=subject.name,
@@ -156,14 +146,7 @@ class VersionSteps:
             test=spec.testing.job,
             content=step.content,
             artifacts=step.artifacts,
-            fetch=FetchSettings(
-                image=settings.fetch_image,
-                image_pull_policy=settings.fetch_image_pull_policy,
-                reference=settings.registry_of_nodes + step.index.removeprefix(settings.registry),
-                plain_http=settings.registry_plain_http,
-                allow_rsa_2048=settings.allow_rsa_2048,
-                digests={stored.platform: stored.digest.removeprefix("sha256:") for stored in step.artifacts},
-            ),
+            fetch=fetch_settings(self._settings, step.index, step.artifacts),
         )
         await self._jobs.create(subject.namespace, job)
 
@@ -174,24 +157,27 @@ class VersionSteps:
         subject: Subject,
         artifact: Artifact,
         previous: StoredArtifact | None,
-        inputs: _Inputs,
+        inputs: Inputs,
         cancelled: Cancelled,
     ) -> StoredArtifact:
-        evidence = _given_evidence(artifact, inputs)
+        given = given_evidence(artifact, inputs)
         repository, platform = self._repository(subject), str(artifact.platform)
-        with self._registry() as registry:
+        if artifact.source.image is not None:
+            return store_image(self._places, repository, artifact, previous, inputs.login, cancelled)
+        with self._places.registry() as registry:
             # What is there already is not fetched again: a corrected signature needs no source any more.
             blob = ingest.find_stored(registry, repository, artifact.sha256)
-            if blob is None:
+            if artifact.source.oci is not None:
+                blob, beside = self._take_from_registry(registry, repository, artifact, inputs, blob, cancelled)
+                given += beside
+            elif blob is None:
                 with self._open_source(artifact, inputs, cancelled) as source:
-                    blob = ingest.ingest(
-                        registry, repository, source, artifact.sha256, field=f"spec.artifacts[{platform}].sha256"
-                    )
+                    blob = ingest.ingest(registry, repository, source, artifact.sha256, field=_field(artifact))
             facts = ingest.ArtifactFacts(
                 subject.spec.component, subject.spec.version, platform, artifact.file_name or ""
             )
             manifest = ingest.store_artifact_manifest(registry, repository, blob, facts)
-            for piece in evidence:
+            for piece in given:
                 ingest.store_evidence(registry, repository, manifest, piece)
             return StoredArtifact(
                 platform=platform,
@@ -203,10 +189,38 @@ class VersionSteps:
                 signature=previous.signature if previous is not None else None,
             )
 
-    def _open_source(self, artifact: Artifact, inputs: _Inputs, cancelled: Cancelled) -> sources.Source:
+    def _take_from_registry(
+        self,
+        registry: OciRegistry,
+        repository: str,
+        artifact: Artifact,
+        inputs: Inputs,
+        blob: Descriptor | None,
+        cancelled: Cancelled,
+    ) -> tuple[Descriptor, tuple[Evidence, ...]]:
+        """Copy a file out of another registry, unless `blob` says that it is here, and bring along what vouches for it.
+
+        Once both are here the other registry is not asked any more, but for new signatures when the entry changes.
+        """
+        assert artifact.source.oci is not None  # noqa: S101 - the caller has looked
+        reference = parse_reference(artifact.source.oci.reference)
+        with self._places.registry_of(reference, inputs.login) as theirs:
+            found = open_artifact(
+                reference,
+                artifact.sha256,
+                theirs,
+                platform=str(artifact.platform),
+                limits=self._places.limits,
+                cancelled=cancelled,
+            )
+            if blob is None:
+                blob = ingest.ingest(registry, repository, found.source, artifact.sha256, field=_field(artifact))
+            return blob, collect_evidence(theirs, reference.repository, found.chain)
+
+    def _open_source(self, artifact: Artifact, inputs: Inputs, cancelled: Cancelled) -> sources.Source:
         source = artifact.source
         if source.config_map is not None and inputs.content is not None:
-            return sources.from_bytes(f"ConfigMap {source.config_map.name}", inputs.content, limits=self._limits)
+            return sources.from_bytes(f"ConfigMap {source.config_map.name}", inputs.content, limits=self._places.limits)
         if source.stored is not None:
             raise Stalling(
                 "SourceNotFound",
@@ -215,12 +229,18 @@ class VersionSteps:
             )
         assert source.http is not None  # noqa: S101 - the CRD demands exactly one source
         access = sources.HttpAccess(inputs.login.header() if inputs.login else None, inputs.ca_pem)
-        return sources.open_http(source.http.url, limits=self._limits, access=access, cancelled=cancelled)
+        return sources.open_http(source.http.url, limits=self._places.limits, access=access, cancelled=cancelled)
 
-    def _verify(self, subject: Subject, step: Verify, inputs: _Inputs, cancelled: Cancelled) -> StoredArtifact:
+    def _verify(self, subject: Subject, step: Verify, inputs: Inputs, cancelled: Cancelled) -> StoredArtifact:
         spec, stored, artifact = subject.spec, step.stored, step.artifact
+        if stored.kind == "Image":
+            given = given_evidence(artifact, inputs)
+            image = read_image(self._places, self._repository(subject), spec, artifact, stored, inputs.login, given)
+            if image is None:
+                return stored.model_copy(update={"spec_hash": MISSING, "signature": None})
+            return _proven(step, self._judge(subject, step, image), None if step.thorough else stored.signature)
         repository, digest = self._repository(subject), _digest_of(stored.reference)
-        with self._registry() as registry:
+        with self._places.registry() as registry:
             if not step.thorough and (proof := self._judge_again(registry, repository, subject, step)) is not None:
                 return _proven(step, proof, stored.signature)
             found = ingest.read_back(registry, repository, digest, keys=self._trust.keys, cancelled=cancelled)
@@ -279,7 +299,11 @@ class VersionSteps:
             self._index_of(registry, repository, subject, subject.status.artifacts, publish=True)
 
     def _write_index(self, subject: Subject, artifacts: Sequence[StoredArtifact], *, publish: bool) -> str:
-        with self._registry() as registry:
+        if artifacts[0].kind == "Image":
+            if not publish:
+                return artifacts[0].reference
+            return publish_images(self._places, self._repository(subject), subject.spec.version, artifacts)
+        with self._places.registry() as registry:
             return self._index_of(registry, self._repository(subject), subject, artifacts, publish=publish)
 
     def _index_of(
@@ -307,7 +331,11 @@ class VersionSteps:
         return registry.reference(repository, index.digest)
 
     def _delete(self, subject: Subject, artifacts: Sequence[StoredArtifact], reference: str | None) -> None:
-        with self._registry() as registry:
+        keep = self._digests_of_others(subject)
+        if artifacts[0].kind == "Image":
+            delete_images(self._places, self._repository(subject), subject.spec.version, artifacts, keep)
+            return
+        with self._places.registry() as registry:
             repository = self._repository(subject)
             index = _digest_of(reference) if reference is not None else None
             if index is None and (draft := ingest.draft_index(registry, repository, subject.spec.version)) is not None:
@@ -317,7 +345,7 @@ class VersionSteps:
                 repository,
                 manifests=[_digest_of(stored.reference) for stored in artifacts],
                 index=index,
-                keep_blobs=self._digests_of_others(subject),
+                keep_blobs=keep,
             )
 
     def _digests_of_others(self, subject: Subject) -> frozenset[str]:
@@ -331,22 +359,8 @@ class VersionSteps:
             for stored in (other.get("status") or {}).get("artifacts") or []
         )
 
-    def _registry(self) -> OciRegistry:
-        settings = self._settings
-        return OciRegistry(
-            RegistrySettings(
-                host=settings.registry,
-                plain_http=settings.registry_plain_http,
-                ca_file=settings.registry_ca_file or None,
-                username=settings.registry_username or None,
-                password=settings.registry_password or None,
-            )
-        )
-
     def _repository(self, subject: Subject) -> str:
-        prefix = self._settings.registry_prefix
-        path = f"{subject.namespace}/{subject.spec.component}"
-        return f"{prefix}/{path}" if prefix else path
+        return self._places.repository(subject.namespace, subject.spec.component)
 
 
 def _with(done: Done, stored: StoredArtifact) -> Done:
@@ -368,7 +382,11 @@ def _digest_of(reference: str) -> str:
     return reference.rpartition("@")[2]
 
 
-def _given_evidence(artifact: Artifact, inputs: _Inputs) -> list[Evidence]:
+def _field(artifact: Artifact) -> str:
+    return f"spec.artifacts[{artifact.platform}].sha256"
+
+
+def given_evidence(artifact: Artifact, inputs: Inputs) -> list[Evidence]:
     """Return what the spec itself says in evidence. Raises Stalling(SignatureMalformed, BundleMalformed)."""
     signature = artifact.signature
     if signature is None:

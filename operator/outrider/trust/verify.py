@@ -364,12 +364,12 @@ def _untrusted(component: str, keys: Sequence[TrustedKey]) -> Stalling:
 
 
 def _not_valid_now(component: str, key: TrustedKey) -> Stalling:
-    begin = key.not_before.isoformat() if key.not_before else "ever"
-    end = key.not_after.isoformat() if key.not_after else "ever"
+    begin = f" from {key.not_before.isoformat()}" if key.not_before else ""
+    end = f" until {key.not_after.isoformat()}" if key.not_after else ""
     return Stalling(
         "KeyNotValidNow",
-        f"{component} was signed with {key.fingerprint} ({key.origin}), which may vouch for what is new only from "
-        f"{begin} to {end}; sign the file again with a key that is valid now, or correct the annotations "
+        f"{component} was signed with {key.fingerprint} ({key.origin}), which may vouch for what is new only{begin}"
+        f"{end}; sign the file again with a key that is valid now, or correct the annotations "
         f"{ANNOTATION_KEY_NOT_BEFORE} and {ANNOTATION_KEY_NOT_AFTER} of its Secret",
     )
 
