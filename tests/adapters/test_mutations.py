@@ -145,7 +145,8 @@ def test_no_byte_of_anything_that_counts_can_be_changed(signed: dict[str, Signed
         attempt("file and declared digest", partial(with_artifact, artifact, sha256_of(artifact)))
     for what, evidence in changed_parts(one.evidence):
         attempt(what, partial(with_evidence, evidence))
-    for stored in mutations(encode_evidence(one.evidence)):
+    # It holds all of that once more, in base64.
+    for stored in mutations(encode_evidence(one.evidence), every=16):
         attempt("evidence", partial(with_stored, stored))
 
     assert not holes, f"{len(holes)} mutations were accepted, of: {sorted(set(holes))}"
@@ -208,19 +209,23 @@ def verify(
     )
 
 
-def mutations(data: bytes, *, every_value: bool = False) -> Iterator[bytes]:
-    """Return `data` with one byte changed, left out, doubled or put in, at each position, and cut at each length."""
+def mutations(data: bytes, *, every_value: bool = False, every: int = 1) -> Iterator[bytes]:
+    """Return `data` with one byte changed, at each position.
+
+    With `every_value` to each other value. At each `every`-th position also with one left out, doubled or put in, and
+    cut off there.
+    """
     for at in range(len(data)):
         head, byte, tail = data[:at], data[at], data[at + 1 :]
-        values = set(range(256)) if every_value else {byte ^ mask for mask in (0x01, 0x20, 0x80, 0xFF)}
-        for value in values - {byte}:
+        masks = (0x01, 0x20, 0x80, 0xFF) if at % every == 0 else (0x01,)
+        for value in (set(range(256)) if every_value else {byte ^ mask for mask in masks}) - {byte}:
             yield head + bytes([value]) + tail
-        yield head + tail
-        yield head + bytes([byte, byte]) + tail
-        for value in (0x00, 0x20):
-            yield head + bytes([value, byte]) + tail
-        if tail:
-            yield data[: at + 1]
+        if at % every == 0:
+            yield head + tail
+            for value in (byte, 0x00, 0x20):
+                yield head + bytes([value, byte]) + tail
+            if tail:
+                yield data[: at + 1]
     yield data + b"\0"
     yield data + b"\n"
 
@@ -235,7 +240,7 @@ def changed_parts(evidence: Evidence) -> Iterator[tuple[str, Evidence]]:
         for text in mutations(evidence.signature.encode()):
             yield "signature", replace(evidence, signature=text.decode("latin-1"))
     for number, document in enumerate(evidence.chain):
-        for changed in mutations(document):
+        for changed in mutations(document, every=8):
             chain = (*evidence.chain[:number], changed, *evidence.chain[number + 1 :])
             yield "chain", replace(evidence, chain=chain)
     if evidence.format in {"SigstoreBundle", "SigstoreAttestation", "OutriderStatement"}:
