@@ -19,6 +19,8 @@ from outrider.adapters.kube import Access, Cluster, open_access
 from outrider.adapters.lease import LeaseElector
 from outrider.adapters.metrics import LEADER
 from outrider.api.errors import OutriderError
+from outrider.cli.sign import sign
+from outrider.cli.verify import verify
 from outrider.handlers.probes import build_app
 from outrider.handlers.watches import build_registry, build_settings
 from outrider.reconcile.controller import Controller
@@ -31,6 +33,10 @@ logger = logging.getLogger("outrider")
 @click.version_option(__version__, prog_name="outrider")
 def main() -> None:
     """Outrider owns the versions of node agents and moves fleets of nodes between them."""
+
+
+main.add_command(verify)
+main.add_command(sign)
 
 
 @main.command()

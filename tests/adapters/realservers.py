@@ -246,6 +246,8 @@ class TokenService:
         """Seconds. The registry adds a grace of 60, so that -59 makes a token that lives for one more second."""
         self.issued: list[str] = []
         """The scopes asked for."""
+        self.identity_token = "identity"
+        """Good for the next token only."""
         self._key = ec.generate_private_key(ec.SECP256R1())
         numbers = self._key.public_key().public_numbers()
         jwk = {
@@ -271,11 +273,18 @@ class TokenService:
 
     def _answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
         basic = "Basic " + base64.b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
-        if request.headers.get("Authorization") != basic:
+        query = urllib.parse.urlsplit(request.path).query
+        if request.command == "POST":  # OAuth2, with an identity token
+            query = request.rfile.read(int(request.headers["Content-Length"])).decode()
+        form = urllib.parse.parse_qs(query)
+        if request.command == "POST":
+            known = form.get("refresh_token") == [self.identity_token] and form["grant_type"] == ["refresh_token"]
+        else:
+            known = request.headers.get("Authorization") == basic
+        if not known:
             request.send_error(401)
             return
-        query = urllib.parse.parse_qs(urllib.parse.urlsplit(request.path).query)
-        scopes = query.get("scope", [])
+        scopes = form.get("scope", [])
         self.issued += scopes
         access = []
         for scope in scopes:
@@ -296,7 +305,11 @@ class TokenService:
         signed = ".".join(_base64url(json.dumps(part).encode()) for part in (head, claims))
         r, s = decode_dss_signature(self._key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
         token = f"{signed}.{_base64url(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
-        body = json.dumps({"token": token}).encode()
+        answer = {"token": token}
+        if request.command == "POST":
+            self.identity_token += "+"
+            answer = {"access_token": token, "refresh_token": self.identity_token}
+        body = json.dumps(answer).encode()
         request.send_response(200)
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()

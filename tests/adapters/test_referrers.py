@@ -2,12 +2,14 @@
 
 import json
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.realservers import RealHttpServer, RealRegistry, running_registry, sha256_of
+from adapters.realtools import REGISTRY_KINDS, ReferrersRegistry, running_registry_of_kind
 from outrider.adapters.registry import (
     INDEX_TYPE,
     MANIFEST_TYPE,
@@ -23,6 +25,13 @@ EVIDENCE = "application/vnd.example.evidence"
 EMPTY = b"{}"
 EMPTY_CONFIG = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": "sha256:" + sha256_of(EMPTY), "size": 2}
 NOTHING = "sha256:" + "0" * 64
+
+
+@pytest.fixture(scope="module", params=REGISTRY_KINDS)
+def shared_registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
+    """One registry of each kind that runs here."""
+    with running_registry_of_kind(request.param, tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
 
 
 def fake(web: RealHttpServer, **settings: Any) -> OciRegistry:
@@ -88,7 +97,11 @@ def test_the_type_of_the_config_stands_in_for_an_artifact_type(client: OciRegist
     assert found.artifact_type == "application/vnd.oci.empty.v1+json"
 
 
-def test_what_others_put_into_the_index_stays(client: OciRegistry, repository: str) -> None:
+def test_what_others_put_into_the_index_stays(
+    client: OciRegistry, repository: str, shared_registry: RealRegistry
+) -> None:
+    if isinstance(shared_registry, ReferrersRegistry):
+        pytest.skip("needs no index")
     subject = subject_in(client, repository)
     theirs = manifest(subject, "x/theirs")
     digest = client.push_manifest(repository, theirs, MANIFEST_TYPE)
@@ -143,6 +156,15 @@ def test_a_referrer_that_somebody_deleted_does_not_block_the_next(client: OciReg
     client.delete_manifest(repository, gone)
     new = client.push_referrer(repository, manifest(subject, n="2"), MANIFEST_TYPE, subject.digest)
     assert new in {each.descriptor.digest for each in client.referrers(repository, subject.digest)}
+
+
+def test_a_tag_is_written_only_where_there_is_no_api(
+    client: OciRegistry, repository: str, shared_registry: RealRegistry
+) -> None:
+    subject = subject_in(client, repository)
+    client.push_referrer(repository, manifest(subject), MANIFEST_TYPE, subject.digest)
+    has_api = isinstance(shared_registry, ReferrersRegistry)
+    assert (client.get_manifest(repository, referrers_tag(subject.digest)) is None) is has_api
 
 
 def test_deletion_that_is_switched_off_says_so(tmp_path: Path) -> None:

@@ -8,11 +8,9 @@ points to (see `_Provider`). The protocol is the OCI distribution specification 
 Blocking, and not safe for use by two threads at a time: one `OciRegistry` per job, in a worker thread.
 """
 
-import json
 import re
 import time
 import urllib.parse
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +23,11 @@ import oras.provider
 import oras.utils
 import requests
 
+from outrider.adapters import dockerconfig
+from outrider.adapters.dockerconfig import Credentials
 from outrider.adapters.transport import (
     NETWORK_ERRORS,
+    PIECE,
     AddressPolicy,
     PlainSession,
     explain,
@@ -93,6 +94,11 @@ class RegistrySettings:
     """A PEM file of the authorities that may vouch for the registry; None: those that the system trusts."""
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    identity_token: str | None = field(default=None, repr=False)
+    """What the registry's token service gives access tokens for, instead of a password."""
+    docker_config: str | None = None
+    """A docker config.json with credentials by registry and repository, read anew for each client; what is said above
+    comes first."""
     connect_timeout: float = 5.0
     """Seconds."""
     read_timeout: float = 30.0
@@ -155,9 +161,18 @@ class OciRegistry:
                 "RegistryInvalid",
                 f"there is no file {settings.ca_file} with the authorities for the registry; mount it",
             )
+        config = None
+        if settings.docker_config is not None:
+            try:
+                config = Path(settings.docker_config).read_bytes()
+            except OSError:
+                raise Stalling(
+                    "RegistryInvalid",
+                    f"there is no file {settings.docker_config} with the credentials for the registry; mount it",
+                ) from None
         self.settings = settings
         self.host = settings.host
-        self._provider = _Provider(settings)
+        self._provider = _Provider(settings, config)
 
     def __enter__(self) -> Self:
         return self
@@ -365,7 +380,10 @@ class OciRegistry:
         return True
 
     def delete_manifest(self, repository: str, digest: str) -> bool:
-        """Delete a manifest and all its tags; False if it was not there. Raises Stalling(DeleteUnsupported)."""
+        """Delete a manifest and, in most registries, all its tags; False if it was not there.
+
+        Raises Stalling(DeleteUnsupported).
+        """
         return self._delete(self._manifest_url(repository, digest), repository, digest)
 
     def delete_tag(self, repository: str, tag: str) -> bool:
@@ -535,17 +553,8 @@ class OciRegistry:
             self._put_manifest(repository, _fallback_index(there), INDEX_TYPE, tag)
 
     def _has_manifest(self, repository: str, digest: str) -> bool:
-        if not is_digest(digest):
-            return False
         what = f"looking for {digest} in {repository}"
-        headers = {"Accept": _ACCEPTED_MANIFESTS}
-        url = self._manifest_url(repository, digest)
-        response = self._provider.request("HEAD", url, what, repository=repository, headers=headers)
-        if response.status_code == 404:
-            response.close()
-            return False
-        self._expect(response, what, 200)
-        return True
+        return is_digest(digest) and not self._is_gone(self._manifest_url(repository, digest), repository, what)
 
     def _pages(
         self, url: str, repository: str, what: str, absent: tuple[int, ...]
@@ -573,12 +582,8 @@ class OciRegistry:
             target = response.links.get("next", {}).get("url")
             if not target:
                 return
-            try:
-                url = urllib.parse.urljoin(url, target)
-                own = self._provider.is_own(url)
-            except ValueError:
-                own = False
-            if not own:
+            url = _join(url, target)
+            if not self._provider.is_own(url):
                 raise self._nonsense(what, "its list goes on elsewhere")
 
     # How
@@ -626,8 +631,21 @@ class OciRegistry:
                 f"registry {self.host} does not allow deletion; switch it on there (storage.delete.enabled), "
                 f"or delete {digest} from {repository} by its own means",
             )
+        if response.status_code >= 500 and self._is_gone(url, repository, what):
+            response.close()
+            return False  # go-containerregistry's says 500 of what it does not have
         self._expect(response, what, 202, 200, 204)
         return True
+
+    def _is_gone(self, url: str, repository: str, what: str) -> bool:
+        """Say whether a registry has no such blob or manifest (any more)."""
+        headers = {"Accept": _ACCEPTED_MANIFESTS}
+        response = self._provider.request("HEAD", url, what, repository=repository, headers=headers)
+        if response.status_code == 404:
+            response.close()
+            return True
+        self._expect(response, what, 200)
+        return False
 
     def _open_upload(self, repository: str, what: str) -> str:
         """Return where a new upload goes."""
@@ -728,8 +746,7 @@ class OciRegistry:
         location = headers.get("Location", "")
         if not location:
             raise self._nonsense(what, "its answer has no Location")
-        url = urllib.parse.urljoin(base, location)
-        parts = urllib.parse.urlsplit(url)
+        parts = urllib.parse.urlsplit(_join(base, location))
         if parts.netloc.lower() == self.host.lower():
             parts = parts._replace(scheme=self._provider.prefix)
         elif parts.scheme != "https":
@@ -766,7 +783,7 @@ class OciRegistry:
             message = f"registry {self.host} is throttling us (429) while {what}{text}"
             raise Transient("RegistryThrottled", message, retry_after=wait)
         if status in {401, 403}:
-            known = "the configured credentials" if self.settings.username else "access without credentials"
+            known = "the configured credentials" if self._provider.has_credentials else "access without credentials"
             raise Stalling(
                 "RegistryDenied",
                 f"registry {self.host} refused {known} ({status}) while {what}{text}; check the registry's username, "
@@ -919,28 +936,32 @@ class BlobStream:
 
 
 class _Window:
-    """A stream that is being sent, hashed as it goes, with its last `_WINDOW` bytes kept to be sent once more."""
+    """A stream that is being sent, hashed as it goes, with its last `_WINDOW` bytes kept to be sent once more.
+
+    They are copied into one ring. To keep the pieces themselves was measured to cost three times as much: then each
+    new piece gets memory that was not touched before.
+    """
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self.stream = Sha256Stream()
         self.source_failed = False
         """The stream itself has raised an error: this is nothing that the registry could mend."""
         self._chunks = iter(chunks)
-        self._kept: deque[bytes] = deque()
-        self._kept_size = 0
+        self._ring = bytearray(_WINDOW)
 
     @property
     def start(self) -> int:
         """The first byte that is still here."""
-        return self.stream.size - self._kept_size
+        return max(0, self.stream.size - _WINDOW)
 
     def pieces(self, offset: int) -> Iterator[bytes]:
         """Yield the stream from a byte on that is still here."""
-        skip = offset - self.start
-        for piece in tuple(self._kept):
-            if fresh := piece[skip:]:
-                yield fresh
-            skip = max(0, skip - len(piece))
+        end = self.stream.size
+        while offset < end:
+            place = offset % _WINDOW
+            piece = bytes(self._ring[place : place + min(PIECE, end - offset)])
+            offset += len(piece)
+            yield piece
         while True:
             try:
                 piece = next(self._chunks)
@@ -949,12 +970,16 @@ class _Window:
             except BaseException:
                 self.source_failed = True
                 raise
+            self._keep(piece)
             self.stream.update(piece)
-            self._kept.append(piece)
-            self._kept_size += len(piece)
-            while self._kept_size - len(self._kept[0]) >= _WINDOW:
-                self._kept_size -= len(self._kept.popleft())
             yield piece
+
+    def _keep(self, piece: bytes) -> None:
+        tail = memoryview(piece)[-_WINDOW:]
+        place = (self.stream.size + len(piece) - len(tail)) % _WINDOW
+        room = _WINDOW - place
+        self._ring[place : place + min(room, len(tail))] = tail[:room]
+        self._ring[: max(0, len(tail) - room)] = tail[room:]
 
 
 def _received(value: str) -> int | None:
@@ -974,7 +999,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
     same host or behind TLS; tokens go to the registry's own origin. No exception of requests leaves this class.
     """
 
-    def __init__(self, settings: RegistrySettings) -> None:
+    def __init__(self, settings: RegistrySettings, docker_config: bytes | None) -> None:
         super().__init__(
             hostname=settings.host,
             insecure=settings.plain_http,
@@ -987,6 +1012,15 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
         self._patience = (settings.connect_timeout, settings.read_timeout)
         self._authorization: dict[str, str] = {}
         """The Authorization header by repository: a token is good for the one that it was issued for."""
+        self._docker_config = docker_config
+        self._identity_tokens: dict[str, str] = {}
+        """By the one that was configured, what a token service has given in its place."""
+
+    @property
+    def has_credentials(self) -> bool:
+        """Say whether anything was configured to authenticate with."""
+        settings = self.settings
+        return bool(settings.username or settings.identity_token or self._docker_config)
 
     def do_request(
         self,
@@ -1040,9 +1074,10 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
     def error_text(self, response: requests.Response) -> str:
         """Return ` (CODE: message)` from an answer's error body, or nothing; then close the answer."""
         try:
-            errors = json.loads(read_at_most(response, _MAX_ERROR_BYTES))["errors"]
-            code, message = str(errors[0]["code"]), str(errors[0].get("message", ""))
-        except (*NETWORK_ERRORS, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            answer = parse_object(read_at_most(response, _MAX_ERROR_BYTES), max_bytes=_MAX_ERROR_BYTES)
+            error = answer["errors"][0]
+            code, message = str(error["code"]), str(error.get("message", ""))
+        except (*NETWORK_ERRORS, Malformed, KeyError, IndexError, TypeError, AttributeError):
             return ""
         text = f"{code}: {message}" if message else code
         return f" ({''.join(c if c.isprintable() else ' ' for c in text)[:200]})"
@@ -1063,7 +1098,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
             response = self._send(method, url, what, data, {**headers, **extra}, timeout)
             if response.status_code not in _REDIRECTS or method not in {"GET", "HEAD"}:
                 return response
-            target = urllib.parse.urljoin(url, response.headers.get("Location", ""))
+            target = _join(url, response.headers.get("Location", ""))
             response.close()
             secure = url.startswith("https:")
             if not target.startswith("https:") and (secure or not target.startswith("http:")):
@@ -1116,7 +1151,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
 
         # 2.
         if scheme == "basic":
-            basic = self._basic()
+            basic = _basic(self._credentials(repository))
             if not basic or self._authorization.get(repository) == basic:
                 return False
             self._authorization[repository] = basic
@@ -1127,7 +1162,7 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
             return False
         wanted = oras.auth.utils.parse_auth_header(challenge)
         realm = wanted.realm or ""
-        parts = urllib.parse.urlsplit(realm)
+        parts = urllib.parse.urlsplit(_join("", realm))
         same_host = parts.hostname == urllib.parse.urlsplit(f"//{self._host}").hostname
         if parts.scheme != "https" and not (parts.scheme == "http" and same_host and self.settings.plain_http):
             raise Stalling(
@@ -1135,19 +1170,30 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
                 f"registry {self._host} wants credentials sent to a token service that is neither behind TLS nor on "
                 "the same host; that is not done; correct the registry's token realm",
             )
-        token = self._fetch_token(realm, wanted.service, wanted.scope)
+        token = self._fetch_token(parts.geturl(), wanted.service, wanted.scope, self._credentials(repository))
         self._authorization[repository] = f"Bearer {token}"
         return True
 
-    def _fetch_token(self, realm: str, service: str | None, scope: str | None) -> str:
+    def _fetch_token(self, realm: str, service: str | None, scope: str | None, credentials: Credentials) -> str:
+        """Return an access token.
+
+        Distribution's "Token Authentication Specification", and for identity tokens its "OAuth 2.0 Token
+        Specification".
+        """
         parts = urllib.parse.urlsplit(realm)
         what = f"getting a token from {parts.netloc.rpartition('@')[2]}"
-        query = urllib.parse.parse_qsl(parts.query)
-        query += [("service", service)] if service else []
-        query += [("scope", scope)] if scope else []
-        url = urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode(query)))
-        basic = self._basic()
-        response = self._send("GET", url, what, None, {"Authorization": basic} if basic else {}, None)
+        asked = [("service", service)] if service else []
+        asked += [("scope", scope)] if scope else []
+        identity = self._identity_tokens.get(credentials.identity_token, credentials.identity_token)
+        if identity:
+            form = [("grant_type", "refresh_token"), ("client_id", "outrider"), ("refresh_token", identity), *asked]
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            response = self._send("POST", realm, what, urllib.parse.urlencode(form).encode(), headers, None)
+        else:
+            query = urllib.parse.urlencode(urllib.parse.parse_qsl(parts.query) + asked)
+            url = urllib.parse.urlunsplit(parts._replace(query=query))
+            basic = _basic(credentials)
+            response = self._send("GET", url, what, None, {"Authorization": basic} if basic else {}, None)
         status = response.status_code
         if status == 429 or status >= 500:
             response.close()
@@ -1162,17 +1208,42 @@ class _Provider(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
                 "registry's username, password and permissions",
             )
         try:
-            answer = json.loads(read_at_most(response, _MAX_ERROR_BYTES))
-            token = answer.get("token") or answer["access_token"]
+            answer = parse_object(read_at_most(response, _MAX_ERROR_BYTES), max_bytes=_MAX_ERROR_BYTES)
         except NETWORK_ERRORS as error:
             raise self.unavailable(what, error) from None
-        except (ValueError, KeyError, AttributeError, RecursionError):
-            token = None
+        except Malformed:
+            answer = {}
+        token = answer.get("token") or answer.get("access_token")
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise Transient("RegistryUnavailable", f"registry {self._host} sent no usable token while {what}")
+        fresh = answer.get("refresh_token")
+        if identity and isinstance(fresh, str) and fresh:
+            self._identity_tokens[credentials.identity_token] = fresh
         return token
 
-    def _basic(self) -> str:
-        if self.settings.username is None or self.settings.password is None:
-            return ""
-        return "Basic " + str(oras.auth.utils.get_basic_auth(self.settings.username, self.settings.password))
+    def _credentials(self, repository: str) -> Credentials:
+        """Return as whom to ask for a repository; empty for nobody. Raises Stalling(CredentialsMalformed)."""
+        settings = self.settings
+        if settings.username or settings.identity_token:
+            return Credentials(settings.username or "", settings.password or "", settings.identity_token or "")
+        if self._docker_config is None:
+            return Credentials()
+        found = dockerconfig.credentials_for(self._docker_config, self._host, repository)
+        return found or Credentials()
+
+
+def _join(base: str, target: str) -> str:
+    """Return where a registry points to; nothing, which no scheme fits, if that is no URL."""
+    try:
+        url = urllib.parse.urljoin(base, target)
+        urllib.parse.urlsplit(url).port  # noqa: B018 - raises for ports that are none
+    except ValueError:
+        return ""
+    return url
+
+
+def _basic(credentials: Credentials) -> str:
+    """Return the header for a password, nothing if there is none."""
+    if not credentials.username or not credentials.password:
+        return ""
+    return "Basic " + str(oras.auth.utils.get_basic_auth(credentials.username, credentials.password))

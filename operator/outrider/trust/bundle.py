@@ -12,8 +12,10 @@ from outrider.api.errors import Stalling
 from outrider.api.names import STATEMENT_TYPE
 from outrider.trust.documents import (
     Malformed,
+    canonical_json,
     check_names,
     decode_base64,
+    encode_base64,
     get_object,
     get_text,
     parse_object,
@@ -89,6 +91,23 @@ def parse_enveloped(document: bytes) -> Envelope:
     if not isinstance(content, Envelope):
         raise Malformed("it has a messageSignature where a DSSE envelope is needed")
     return content
+
+
+def build_bundle(envelope: bytes, fingerprint: str) -> bytes:
+    """Return a bundle around our DSSE envelope, as `cosign verify-blob-attestation` reads it.
+
+    `fingerprint` is that of the key (`sha256:` and hex): the hint on the key is the same hash in base64.
+    """
+    return canonical_json(
+        {
+            "mediaType": MEDIA_TYPE,
+            "verificationMaterial": {
+                "publicKey": {"hint": encode_base64(bytes.fromhex(fingerprint.removeprefix("sha256:")))},
+                "tlogEntries": [],
+            },
+            "dsseEnvelope": parse_object(envelope, max_bytes=MAX_EVIDENCE_BYTES),
+        }
+    )
 
 
 def recognise(document: bytes) -> Format:

@@ -194,7 +194,8 @@ def _judge(piece: Evidence, artifact: _Artifact, keys: Sequence[TrustedKey]) -> 
     """
     # 1.
     signed = follow_chain(piece.chain, artifact.sha256, artifact.digests)
-    said = [f"{_count(len(piece.chain), 'document')} lead from what was signed to the file"] if piece.chain else []
+    led = (f"{_count(len(piece.chain), 'document')} lead from what was signed to the file",) if piece.chain else ()
+    said: tuple[str, ...] = ()
 
     match piece.format:
         case "Detached":
@@ -214,7 +215,7 @@ def _judge(piece: Evidence, artifact: _Artifact, keys: Sequence[TrustedKey]) -> 
                 _check_subject(statement.sha256, signed["sha256"].hex(), signer)
                 if piece.format == "OutriderStatement":
                     _check_binding(statement, artifact, signer)
-                    said.append(f"the statement binds {artifact.component} {artifact.version} {artifact.platform}")
+                    said = (f"the statement binds {artifact.component} {artifact.version} {artifact.platform}",)
                 else:
                     _check_type(statement, COSIGN_SIGN_TYPE, signer)
         case "CosignClassic":
@@ -231,7 +232,7 @@ def _judge(piece: Evidence, artifact: _Artifact, keys: Sequence[TrustedKey]) -> 
             assert_never(piece.format)
     if signer is None:
         raise _untrusted(artifact.component, keys)
-    return signer, (*said, f"{piece.format}: signature verified with {signer.fingerprint}")
+    return signer, (*led, f"{piece.format}: signature verified with {signer.fingerprint}", *said)
 
 
 def _detached_signer(piece: Evidence, signed: Digests, keys: Sequence[TrustedKey]) -> TrustedKey | None:
@@ -363,12 +364,12 @@ def _untrusted(component: str, keys: Sequence[TrustedKey]) -> Stalling:
 
 
 def _not_valid_now(component: str, key: TrustedKey) -> Stalling:
-    begin = key.not_before.isoformat() if key.not_before else "ever"
-    end = key.not_after.isoformat() if key.not_after else "ever"
+    begin = f" from {key.not_before.isoformat()}" if key.not_before else ""
+    end = f" until {key.not_after.isoformat()}" if key.not_after else ""
     return Stalling(
         "KeyNotValidNow",
-        f"{component} was signed with {key.fingerprint} ({key.origin}), which may vouch for what is new only from "
-        f"{begin} to {end}; sign the file again with a key that is valid now, or correct the annotations "
+        f"{component} was signed with {key.fingerprint} ({key.origin}), which may vouch for what is new only{begin}"
+        f"{end}; sign the file again with a key that is valid now, or correct the annotations "
         f"{ANNOTATION_KEY_NOT_BEFORE} and {ANNOTATION_KEY_NOT_AFTER} of its Secret",
     )
 
