@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from adapters.realservers import RealRegistry, sha256_of
 from adapters.realtools import KEY_OPTIONS, REGISTRY_KINDS, ToolError, Tools, raw_signature, running_registry_of_kind
 from adapters.reports import Reports
 from adapters.signing import Signer
+from outrider.__main__ import main
 from outrider.adapters.ingest import ArtifactFacts, ingest, read_back, store_artifact_manifest, store_evidence
 from outrider.adapters.registry import OciRegistry
 from outrider.adapters.sources import from_bytes
@@ -109,6 +111,24 @@ def by_attest_blob(place: Workplace, _: RealRegistry, file: Path, signer: Signer
     )
 
 
+def by_outrider(place: Workplace, _: RealRegistry, file: Path, signer: Signer) -> Made:
+    envelope = _sign(file, signer, "dsse")
+    return Made(
+        Evidence("OutriderStatement", envelope),
+        lambda public: place.tools.cosign.verify_blob_envelope(file, envelope, public),
+        "cosign",
+    )
+
+
+def by_outrider_in_a_bundle(place: Workplace, _: RealRegistry, file: Path, signer: Signer) -> Made:
+    bundle = _sign(file, signer, "bundle")
+    return Made(
+        Evidence("OutriderStatement", bundle),
+        lambda public: place.tools.cosign.verify_blob_attestation(file, bundle, public),
+        "cosign",
+    )
+
+
 def by_sign(place: Workplace, registry: RealRegistry, file: Path, signer: Signer) -> Made:
     return _published(place, registry, file, signer, classic=False)
 
@@ -122,6 +142,8 @@ ROWS = {
     "cosign sign-blob, raw": (by_sign_blob_raw, ("distribution-3",)),
     "cosign sign-blob, bundle": (by_sign_blob, ("distribution-3",)),
     "cosign attest-blob, statement": (by_attest_blob, ("distribution-3",)),
+    "outrider sign, statement": (by_outrider, ("distribution-3",)),
+    "outrider sign, statement in a bundle": (by_outrider_in_a_bundle, ("distribution-3",)),
     "cosign sign, bundle": (by_sign, tuple(REGISTRY_KINDS)),
     "cosign sign, classic": (by_sign_classic, tuple(REGISTRY_KINDS)),
 }
@@ -183,6 +205,16 @@ def _publish(client: OciRegistry, content: bytes, evidence: Evidence, signer: Si
         keys=[key],
         further_digests=stored.further_digests,
     )
+
+
+def _sign(file: Path, signer: Signer, format_: str) -> bytes:
+    """Return the statement that `outrider sign` makes about the file."""
+    output = file.with_suffix(".statement")
+    named = ("--component", FACTS.component, "--version", FACTS.version, "--platform", FACTS.platform)
+    options = ("--key", str(signer.private), "--format", format_, "--output", str(output))
+    result = CliRunner().invoke(main, ("sign", str(file), *named, *options))
+    assert result.exit_code == 0, result.output
+    return output.read_bytes()
 
 
 def _published(place: Workplace, registry: RealRegistry, file: Path, signer: Signer, *, classic: bool) -> Made:
