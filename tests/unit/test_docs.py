@@ -107,8 +107,8 @@ def field_names(model: type[ApiModel]) -> set[str]:
 # --- Reasons ----------------------------------------------------------------------------------------------------------
 
 REASON_AT = {
-    **dict.fromkeys(("Stalling", "Transient", "Waiting", "Conflict", "Gone", "LocalError", "Hindrance"), 0),
-    **dict.fromkeys(("Verdict", "KeyProblem", "Event", "say"), 1),
+    **dict.fromkeys(("Stalling", "Transient", "Waiting", "Conflict", "Gone", "LocalError", "Hindrance", "Problem"), 0),
+    **dict.fromkeys(("Verdict", "Answer", "KeyProblem", "Event", "say"), 1),
     **dict.fromkeys(("Finding", "conclude"), 2),
     **dict.fromkeys(("with_state", "say_step"), 3),
 }

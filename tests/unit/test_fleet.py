@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.api.base import Condition
-from outrider.api.componentversion import ComponentVersionStatus
+from outrider.api.componentversion import ComponentVersionStatus, StoredArtifact, StoredSignature
 from outrider.api.rollout import Target
 from outrider.core.fleet import Claim, VersionFacts, find_hindrance, is_targeted, select_members
 from outrider.core.snapshot import Hindrance, Node
@@ -148,6 +148,7 @@ def version(phase: Any = "Published", *, stalled: bool = False, **changes: Any) 
         phase=phase,
         reference=changes.pop("reference", "registry/agent@sha256:index" if phase == "Published" else None),
         conditions=changes.pop("conditions", conditions),
+        artifacts=changes.pop("artifacts", []),
     )
     return VersionFacts("agent-1.0.0", 2, status, **changes)
 
@@ -166,6 +167,58 @@ def hindrance(
 def test_nothing_hinders_a_published_version() -> None:
     assert hindrance(version()) is None
     assert hindrance(version(), foreign={"n9": "old"}) is None
+
+
+def test_what_a_phase_after_publication_means_is_not_for_this_to_say() -> None:
+    reference = "registry/agent@sha256:index"
+    assert hindrance(version("Deprecated", reference=reference)) is None
+    assert hindrance(version("Withdrawn")) is None
+    assert hindrance(version("Revoked", observed=1)) is None
+    assert hindrance(version("Published", observed=1, revoked=True)) is None
+
+
+def artifact(minute: int | None, kind: Any = "File", platform: str = "linux/amd64") -> StoredArtifact:
+    signature = None
+    if minute is not None:
+        signature = StoredSignature(key_fingerprint="k", format="Detached", verified_at=NOW.replace(minute=minute))
+    return StoredArtifact(
+        platform=platform,
+        digest="sha256:d",
+        size=1,
+        reference="r",
+        download_url="u",
+        spec_hash="h",
+        kind=kind,
+        signature=signature,
+    )
+
+
+@pytest.mark.parametrize(
+    ("minutes", "oldest"),
+    [
+        pytest.param([5, 3], 3, id="the oldest counts"),
+        pytest.param([5, None], None, id="one that is not verified is as none"),
+        pytest.param([], None, id="none"),
+    ],
+)
+def test_when_a_version_was_verified(minutes: list[int | None], oldest: int | None) -> None:
+    status = ComponentVersionStatus(artifacts=[artifact(minute) for minute in minutes])
+    expected = None if oldest is None else NOW.replace(minute=oldest)
+    assert VersionFacts("agent-1.0.0", 1, status).verified_at == expected
+
+
+def test_what_the_planner_gets_to_know_of_a_version() -> None:
+    down = condition("Verified", "Unknown", "the registry is down")
+    ready = condition("Ready", "True", "agent 1.0.0 is published")
+    state = version(conditions=[ready, down]).state
+    assert (state.phase, state.why, state.unverifiable) == (
+        "Published",
+        "agent 1.0.0 is published",
+        "the registry is down",
+    )
+    pending = down.model_copy(update={"reason": "Pending"})
+    assert version(conditions=[ready, pending]).state.unverifiable == ""
+    assert version("Draft", conditions=[], revoked=True).state.phase == "Revoked", "at once, as its author wants it"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +270,7 @@ def test_nothing_hinders_a_published_version() -> None:
             hindrance(version(observed=1)),
             "VersionNotPublished",
             False,
-            ["agent-1.0.0"],
+            ["agent-1.0.0 was changed, and is looked at again"],
             id="a version that has changed since it was looked at",
         ),
         pytest.param(
@@ -233,6 +286,20 @@ def test_nothing_hinders_a_published_version() -> None:
             True,
             ["image: Required", "correct spec.template"],
             id="a template that the API server refuses",
+        ),
+        pytest.param(
+            hindrance(version("Deprecated", reference=None)),
+            "VersionNotPublished",
+            False,
+            ["agent-1.0.0"],
+            id="a deprecated version without a reference",
+        ),
+        pytest.param(
+            hindrance(version(artifacts=[artifact(1), artifact(1, "Image", "linux/arm64")])),
+            "DeliveryMismatch",
+            True,
+            ["is a container image, and spec.delivery.volume delivers files"],
+            id="an image that would have to be delivered as a file",
         ),
         pytest.param(
             hindrance(version(), members=0),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from outrider.api.componentversion import Phase
 from outrider.api.rollout import RolloutStatus, RunRecord
 from outrider.core import plan as actions
 from outrider.core import rollout
@@ -204,8 +205,36 @@ def a_pause_starts_no_rollback() -> Check:
 
 def a_version_that_is_withdrawn_starts_no_batch() -> Check:
     fleet = updating(the_second_batch_starts)
-    fleet.hindrance = Hindrance("VersionNotPublished", "it was withdrawn", stalled=True)
+    fleet.phases["1.1.0"] = "Withdrawn"
     return lambda: new_batches(fleet.plan()) == []
+
+
+def a_missing_version_starts_no_batch() -> Check:
+    fleet = updating(the_second_batch_starts)
+    fleet.hindrance = Hindrance("VersionNotFound", "it is gone", stalled=True)
+    return lambda: new_batches(fleet.plan()) == []
+
+
+def a_deleted_rollout_is_not_taken_back_from_what_is_revoked() -> Check:
+    fleet = updating(the_second_batch_starts)
+    fleet.phases["1.1.0"] = "Revoked"
+    fleet.deleting = True
+    return lambda: kind(fleet.plan()) == "Rollout"
+
+
+def what_is_revoked_is_taken_back_whatever_the_spec_now_says() -> Check:
+    fleet = updating(the_second_batch_starts)
+    fleet.revisions[NEWEST] = "1.2.0"
+    fleet.change(version="1.2.0")
+    fleet.phases["1.1.0"] = "Revoked"
+    return lambda: kind(fleet.plan()) == "Rollback"
+
+
+def what_is_revoked_is_taken_back_though_nothing_new_may_start() -> Check:
+    # `hold` knows the version only as a hindrance; it must not keep the way back from being decided.
+    fleet = updating(the_second_batch_starts)
+    fleet.phases["1.1.0"] = "Revoked"
+    return lambda: kind(fleet.plan()) == "Rollback"
 
 
 def a_failed_node_that_goes_back_keeps_its_batch_open() -> Check:
@@ -279,6 +308,9 @@ ORDER: list[tuple[Policy, Policy, Callable[[], Check]]] = [
     (rollout.let_go, rollout.supersede, a_deleted_rollout_starts_no_other_run),
     (rollout.let_go, rollout.move_open_batches, a_deleted_rollout_moves_no_other_node),
     (rollout.decide_failure, rollout.supersede, a_failed_run_is_taken_back_whatever_the_spec_now_says),
+    (rollout.let_go, rollout.decide_failure, a_deleted_rollout_is_not_taken_back_from_what_is_revoked),
+    (rollout.decide_failure, rollout.supersede, what_is_revoked_is_taken_back_whatever_the_spec_now_says),
+    (rollout.decide_failure, rollout.hold, what_is_revoked_is_taken_back_though_nothing_new_may_start),
     (rollout.decide_failure, rollout.start_next_batch, a_failed_run_starts_no_more_batches),
     (rollout.supersede, rollout.start_next_batch, another_wish_starts_no_more_batches_of_the_old_one),
     (rollout.welcome_joiners, rollout.hold, a_node_that_joins_in_a_pause_gets_its_agent),
@@ -286,6 +318,7 @@ ORDER: list[tuple[Policy, Policy, Callable[[], Check]]] = [
     (rollout.hold, rollout.move_open_batches, a_pause_keeps_nodes_from_leaving),
     (rollout.hold, rollout.start_next_batch, a_pause_starts_no_batch),
     (rollout.hold, rollout.start_next_batch, a_version_that_is_withdrawn_starts_no_batch),
+    (rollout.hold, rollout.start_next_batch, a_missing_version_starts_no_batch),
     (rollout.hold, rollout.start_next_rollback_batch, a_pause_starts_no_batch_of_a_rollback),
     (rollout.send_failed_nodes_back, rollout.close_batches, a_failed_node_that_goes_back_keeps_its_batch_open),
     (rollout.close_batches, rollout.wait_for_the_batch, a_batch_ends_when_all_its_nodes_have_results),
@@ -324,6 +357,7 @@ def test_a_pause_beats_a_rollback() -> None:
             id="when the version is gone",
         ),
         pytest.param(lambda fleet: fleet.change(version="1.2.0"), id="when another version is wanted"),
+        pytest.param(lambda fleet: fleet.phases.update({"1.1.0": "Withdrawn"}), id="when the version is withdrawn"),
     ],
 )
 def test_half_made_moves_are_finished(hold: Callable[[Fleet], None]) -> None:
@@ -363,6 +397,8 @@ def test_the_history_never_grows_beyond_what_the_api_server_takes(reason: str) -
     assert len(status.history) == 50
     RolloutStatus.model_validate(status.to_api())
 
+
+PHASES: list[Phase] = ["Published", "Published", "Deprecated", "Withdrawn", "Revoked"]
 
 RANK = {
     actions.KeepFinalizer: 0,
@@ -431,5 +467,7 @@ def test_every_plan_of_every_story_is_safe_to_execute(
                 fleet.join(f"joined-{fleet.serial}")
             case 5:
                 fleet.set_ready(dice.choice(sorted(fleet.nodes)), dice.random() < 0.5)
+            case 6 | 7:
+                fleet.phases[dice.choice(["1.0.0", "1.1.0", "1.2.0"])] = dice.choice(PHASES)
             case _:
                 pass

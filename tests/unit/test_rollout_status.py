@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outrider.api.base import Condition
+from outrider.api.componentversion import Phase
 from outrider.api.rollout import RolloutBatchStatus, RolloutStatus
 from outrider.core.plan import Plan, WriteBatch
 from outrider.core.rollout_status import CONDITION_TYPES
@@ -138,6 +139,32 @@ def stuck() -> Fleet:
     return fleet
 
 
+def with_phase(phase: Phase, make: Callable[[], Fleet], version: str = "1.1.0") -> Fleet:
+    """A fleet whose version comes to another phase."""
+    fleet = make()
+    fleet.phases[version] = phase
+    for _ in range(60):
+        fleet.execute(fleet.plan())
+        fleet.tick()
+    return fleet
+
+
+def blocked() -> Fleet:
+    fleet = updating()
+    fleet.phases |= {"1.0.0": "Withdrawn", "1.1.0": "Revoked"}
+    for _ in range(60):
+        fleet.execute(fleet.plan())
+        fleet.tick()
+    return fleet
+
+
+def unverified() -> Fleet:
+    fleet = installed()
+    fleet.change(version="1.1.0")
+    fleet.fresh_seconds, fleet.registry_is_down = 1.0, True
+    return fleet
+
+
 # name → (fleet, phase, other conditions that are True, words of the message of Ready)
 SITUATIONS: dict[str, tuple[Callable[[], Fleet], str, set[str], list[str]]] = {
     "a first look": (fresh, "Progressing", {"Reconciling"}, ["0 of 10 nodes run 1.0.0"]),
@@ -172,6 +199,54 @@ SITUATIONS: dict[str, tuple[Callable[[], Fleet], str, set[str], list[str]]] = {
     "held until somebody acts": (lambda: hindered(stalled=True), "Stalled", {"Stalled"}, ["agent-1.1.0 is Draft"]),
     "held by what passes": (lambda: hindered(stalled=False), "Waiting", {"Reconciling"}, ["agent-1.1.0 is Draft"]),
     "held before the first run": (hindered_before_the_first_run, "Stalled", {"Stalled"}, ["label nodes or change it"]),
+    "completed on what is now deprecated": (
+        lambda: with_phase("Deprecated", completed, "1.0.0"),
+        "Completed",
+        set(),
+        ["10 of 10 nodes run 1.0.0; 1.0.0 is Deprecated: no new run may go to it"],
+    ),
+    "completed on what is now withdrawn": (
+        lambda: with_phase("Withdrawn", completed, "1.0.0"),
+        "Stalled",
+        {"Stalled"},
+        ["agent-1.0.0 is Withdrawn", "10 nodes run it", "It says: it says so"],
+    ),
+    "completed on what is now revoked": (
+        lambda: with_phase("Revoked", completed, "1.0.0"),
+        "Stalled",
+        {"Stalled", "Degraded"},
+        ["agent-1.0.0 is Revoked", "10 nodes run it", "Set spec.version to another"],
+    ),
+    "under way to what is withdrawn": (
+        lambda: with_phase("Withdrawn", updating),
+        "Stalled",
+        {"Stalled"},
+        ["agent-1.1.0 is Withdrawn", "goes on by itself"],
+    ),
+    "taken back from what is revoked": (
+        lambda: with_phase("Revoked", updating),
+        "RolledBack",
+        {"Stalled", "RolledBack"},
+        ["run 2 to 1.1.0 failed: agent-1.1.0 is Revoked", "Run 3 took it back: 1 node back"],
+    ),
+    "stopped on the way to what is revoked": (
+        lambda: with_phase("Revoked", lambda: updating(onFailure="Pause")),
+        "Stalled",
+        {"Stalled", "Paused", "Degraded"},
+        ["run 2 to 1.1.0 stopped: agent-1.1.0 is Revoked"],
+    ),
+    "unable to return": (
+        blocked,
+        "Stalled",
+        {"Stalled", "Degraded"},
+        ["run 2 to 1.1.0 failed and is taken back: 3 nodes stay", "agent-1.0.0 is Withdrawn", "Set spec.version to"],
+    ),
+    "waiting for a verification": (
+        unverified,
+        "Waiting",
+        {"Reconciling"},
+        ["1.1.0 is verified anew before the run starts", "cannot be done now: the registry is down"],
+    ),
     "being deleted": (deleted, "Deleting", {"Reconciling"}, ["half-made moves are being finished"]),
     "deleted before the first run": (deleted_before_the_first_run, "Deleting", {"Reconciling"}, ["half-made moves"]),
     "stuck between two revisions": (
@@ -283,6 +358,10 @@ def chances(dice: Any, fleet: Fleet) -> Iterator[None]:
             case 8 if len(names) > 2:
                 fleet.leave(dice.choice(names))
                 names = sorted(fleet.nodes)
+            case 10:
+                fleet.phases[dice.choice(["1.0.0", "1.1.0", "1.2.0"])] = dice.choice(
+                    ["Published", "Published", "Deprecated", "Withdrawn", "Revoked"]
+                )
             case 9:
                 fleet.deleting = dice.random() < 0.1
             case _:

@@ -500,13 +500,20 @@ class ComponentVersionStatus(ApiModel):
     """Ready, Reconciling, Stalled, Compatible, Stored, Verified, Tested, Deprecated."""
 
 
+def _same(one: str, other: str, field: str) -> str:
+    """Return the CEL for two optional fields being the same; comparing them as optionals costs too much there."""
+    return f"has({one}.{field}) == has({other}.{field}) && (!has({one}.{field}) || {one}.{field} == {other}.{field})"
+
+
 _NEVER_PUBLISHED = "!has(oldSelf.status) || !has(oldSelf.status.publishedAt)"
 _IN_DRAFT = "!has(oldSelf.status) || !has(oldSelf.status.phase) || oldSelf.status.phase == 'Draft'"
 _SAME_ARTIFACTS = (
     "size(self.spec.artifacts) == size(oldSelf.spec.artifacts) && self.spec.artifacts.all(a, "
     "oldSelf.spec.artifacts.exists(b, a.platform == b.platform && a.sha256 == b.sha256 && a.source == b.source && "
-    "a.?fileName == b.?fileName))"
+    f"{_same('a', 'b', 'fileName')}))"
 )
+_SAME_COMPATIBILITY = _same("self.spec", "oldSelf.spec", "compatibility")
+_SAME_TEST = _same("self.spec", "oldSelf.spec", "testing")
 
 COMPONENT_VERSION_RULES: list[dict[str, Any]] = [
     rule(
@@ -518,12 +525,12 @@ COMPONENT_VERSION_RULES: list[dict[str, Any]] = [
         ),
     ),
     rule(
-        f"{_IN_DRAFT} || ({_SAME_ARTIFACTS} && self.spec.?compatibility == oldSelf.spec.?compatibility)",
+        f"{_IN_DRAFT} || ({_SAME_ARTIFACTS} && {_SAME_COMPATIBILITY})",
         "a version that has left Draft cannot be changed, but for the signatures of its artifacts; create a new "
         "version instead (or, if it was never published, set spec.stage to Draft first)",
     ),
     rule(
-        f"{_NEVER_PUBLISHED} || self.spec.?testing == oldSelf.spec.?testing",
+        f"{_NEVER_PUBLISHED} || ({_SAME_TEST})",
         "the test of a version that was published cannot be changed; create a new version instead",
     ),
     rule(

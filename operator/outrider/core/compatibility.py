@@ -164,10 +164,11 @@ def _answers(node: NodeFacts, version: VersionRules) -> Iterator[Answer]:
         elif not any(fnmatchcase(node.os_image, glob) for glob in version.os_images):
             globs = ", ".join(f"'{glob}'" for glob in version.os_images)
             yield Answer("No", "OsImageUnsupported", f"the version is not for '{node.os_image}', only for {globs}")
-    for what, reason, text, accepted in (
-        ("kernel", "KernelUnsupported", node.kernel_version, version.kernel),
-        ("kubelet", "KubeletUnsupported", node.kubelet_version, version.kubelet),
+    for what, text, accepted in (
+        ("kernel", node.kernel_version, version.kernel),
+        ("kubelet", node.kubelet_version, version.kubelet),
     ):
+        reason = "KernelUnsupported" if what == "kernel" else "KubeletUnsupported"
         if accepted is None:
             continue
         numbers = normalise_version(text)

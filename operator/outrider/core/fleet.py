@@ -120,9 +120,12 @@ def find_hindrance(
         conditions = {condition.type: condition for condition in status.conditions}
         why = conditions["Ready"].message if "Ready" in conditions else "it has not been looked at yet"
         stalled = "Stalled" in conditions and conditions["Stalled"].status == "True"
+        stands = f"is {status.phase or 'new'}, not Published: {why}"
+        if status.phase == "Published":
+            stands = "was changed, and is looked at again"
         return Hindrance(
             "VersionNotPublished",
-            f"ComponentVersion {wanted} is {status.phase or 'new'}, not Published: {why}",
+            f"ComponentVersion {wanted} {stands}",
             stalled=stalled,
         )
     if any(artifact.kind == "Image" for artifact in status.artifacts):

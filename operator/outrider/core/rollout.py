@@ -224,7 +224,7 @@ def _wanted_joiners(work: Work, stable: str) -> str | None:
 
 def hold(work: Work) -> None:
     """Does a person, or something that is missing, hold the run? Then no new move is made."""
-    seen, run = work.seen, work.run
+    run = work.run
     if work.spec_paused:
         work.gate = "paused by spec.paused"
     elif run is not None and run.state == "Paused":
@@ -232,8 +232,6 @@ def hold(work: Work) -> None:
     elif work.hindrance is not None and (run is None or run.kind == "Rollout"):
         # A rollback needs nothing of the version that it takes away.
         work.gate = work.hindrance.message
-    elif run is not None and run.kind == "Rollout" and is_barred(work, run.revision):
-        work.gate = f"{seen.spec.component}-{run.version} is {find_phase(work, run.revision)}: no node is moved to it"
     else:
         return
     work.ended = True

@@ -150,6 +150,8 @@ def _judge(
     holds_after_rollback = (
         run is not None and run.kind == "Rollback" and run.state != "Running" and run.revision == seen.wanted
     )
+    revoked = run is not None and seen.phase_of(run.revision) == "Revoked"
+    ended = "VersionRevoked" if revoked else "FailureToleranceExceeded"
     if seen.deleting:
         phase = conclude("Deleting", False, "Deleting", gate, stalled=False, busy=True)
     elif run is not None and run.kind == "Rollback" and run.state == "Running":
@@ -166,13 +168,12 @@ def _judge(
     elif holds_after_rollback:
         assert run is not None  # noqa: S101 - said by the condition above
         message = _tell_rolled_back(run, history)
-        findings.append(Finding("RolledBack", "True", _why_ended(seen, run), message))
+        findings.append(Finding("RolledBack", "True", ended, message))
         phase = conclude("RolledBack", False, "RolledBack", message, stalled=True, busy=False)
     elif run is not None and run.state == "Paused":
         message = f"run {run.id} to {run.version} stopped: {run.message}. Change spec.version or spec.template to go on"
-        reason = _why_ended(seen, run)
-        findings.append(Finding("Paused", "True", reason, message))
-        phase = conclude("Stalled", False, reason, message, stalled=True, busy=False)
+        findings.append(Finding("Paused", "True", ended, message))
+        phase = conclude("Stalled", False, ended, message, stalled=True, busy=False)
     elif hindrance is not None:
         phase = conclude(
             "Stalled" if hindrance.stalled else "Waiting",
@@ -258,7 +259,3 @@ def _count_revoked(seen: RolloutSnapshot) -> dict[str, int]:
         if version is not None:
             counts[version] = counts.get(version, 0) + 1
     return counts
-
-
-def _why_ended(seen: RolloutSnapshot, run: RunStatus) -> str:
-    return "VersionRevoked" if seen.phase_of(run.revision) == "Revoked" else "FailureToleranceExceeded"

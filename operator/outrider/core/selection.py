@@ -33,7 +33,7 @@ def remaining_nodes(work: Work) -> list[Node]:
             and work.stable is not None
             and work.stable in work.seen.revisions
             and not is_barred(work, work.stable)
-            and check_fit(work, node, work.stable).verdict != "No"
+            and check_fit(work, node, work.stable).verdict == "Yes"
         ):
             continue  # a joiner: it is welcomed first
         if (node.name, node.uid) in away and why_skip(work, node) is not None:

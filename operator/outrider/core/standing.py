@@ -20,14 +20,15 @@ def find_version_hindrance(work: Work) -> Hindrance | None:
     if version is None:
         return None
     name = f"ComponentVersion {seen.spec.component}-{seen.spec.version}"
-    runs_it = _tell_nodes(count_nodes(work, seen.spec.version))
     if version.phase == "Revoked":
+        runs_it = _tell_nodes(count_nodes(work, seen.spec.version))
         return Hindrance(
             "VersionRevoked",
             f"{name} is Revoked: no node is moved to it any more, and {runs_it} it. Set spec.version to another",
             stalled=True,
         )
     if version.phase == "Withdrawn":
+        runs_it = _tell_nodes(count_nodes(work, seen.spec.version))
         return Hindrance(
             "VersionWithdrawn",
             f"{name} is Withdrawn: no node is moved to it, and {runs_it} it. It goes on by itself once the version "

@@ -1,0 +1,163 @@
+"""What a Rollout's pass sees of versions, nodes and other components: from objects as the API server has them."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from outrider.adapters.events import EventRecorder
+from outrider.adapters.informer import Informer
+from outrider.adapters.kube import (
+    COMPONENT_VERSIONS,
+    DAEMON_SETS,
+    NODES,
+    PODS,
+    ROLLOUT_BATCHES,
+    ROLLOUTS,
+    Cluster,
+    Json,
+)
+from outrider.api import names
+from outrider.core.plan import CreateRevision, Plan, RequestVerification
+from outrider.core.snapshot import RolloutSnapshot
+from outrider.reconcile.projections import project_batch, project_daemonset, project_node, project_pod
+from outrider.reconcile.rollouts import Caches, RolloutReconciler, _Memory
+from outrider.reconcile.trust import TrustStore
+from outrider.settings import Settings
+from simulation.fleet import make_spec
+
+NOW = datetime.now(UTC)
+OTHER = names.assignment_key("fleet", "daemon")
+
+
+def ignore(_before: object, _after: object) -> None:
+    return
+
+
+@pytest.fixture
+def caches() -> Caches:
+    """Caches that no watch fills: objects are put there."""
+    nowhere: Cluster = None  # type: ignore[assignment]
+    return Caches(
+        rollouts=Informer(nowhere, ROLLOUTS, lambda obj, _: obj, ignore),
+        versions=Informer(nowhere, COMPONENT_VERSIONS, lambda obj, _: obj, ignore),
+        nodes=Informer(nowhere, NODES, project_node, ignore),
+        pods=Informer(nowhere, PODS, lambda obj, before: project_pod(obj, before, NOW), ignore),
+        daemonsets=Informer(nowhere, DAEMON_SETS, project_daemonset, ignore),
+        batches=Informer(nowhere, ROLLOUT_BATCHES, project_batch, ignore),
+    )
+
+
+def reconciler(caches: Caches) -> RolloutReconciler:
+    cluster: Cluster = None  # type: ignore[assignment]
+    trust: TrustStore = None  # type: ignore[assignment]
+    recorder: EventRecorder = None  # type: ignore[assignment]
+    return RolloutReconciler(cluster, caches, trust, recorder, Settings(fresh_seconds=300.0))
+
+
+def metadata(name: str, **fields: Any) -> Json:
+    return {"name": name, "namespace": "fleet", "uid": f"uid-{name}", "resourceVersion": "1", "generation": 1, **fields}
+
+
+ROLLOUT: Json = {
+    "metadata": metadata("agent", creationTimestamp="2026-01-01T00:00:00Z"),
+    "spec": make_spec("1.1.0").to_api(),
+}
+
+
+def version(name: str, phase: str = "Published", **spec: Any) -> Json:
+    component, _, number = name.rpartition("-")
+    return {
+        "metadata": metadata(name),
+        "spec": {"component": component, "version": number, **spec},
+        "status": {"observedGeneration": 1, "phase": phase, "reference": "r"},
+    }
+
+
+def daemonset(name: str, component: str, number: str, platforms: str = "") -> Json:
+    labels = {
+        names.LABEL_ROLLOUT: component,
+        names.LABEL_COMPONENT: component,
+        names.LABEL_ROLE: names.ROLE_REVISION,
+        names.LABEL_REVISION: name,
+        names.LABEL_VERSION: number,
+    }
+    return {"metadata": metadata(name, labels=labels, annotations={names.ANNOTATION_PLATFORMS: platforms}), "spec": {}}
+
+
+async def test_rules_come_from_the_daemonset_and_the_version_and_neighbours_from_what_is_required(
+    caches: Caches,
+) -> None:
+    requires = [{"component": "daemon", "versionRange": ">=2"}]
+    caches.versions.put(version("agent-1.0.0", "Withdrawn"))
+    caches.versions.put(version("agent-1.1.0", compatibility={"kernelVersion": ">=5.10", "requires": requires}))
+    caches.versions.put(version("agent-9.0.0"))
+    caches.daemonsets.put(daemonset("r0", "agent", "0.9.0", "linux/amd64"))
+    caches.daemonsets.put(daemonset("r1", "agent", "1.0.0", "linux/amd64,linux/arm64"))
+    caches.daemonsets.put(daemonset("r2", "agent", "1.1.0", "linux/amd64"))
+    caches.daemonsets.put(daemonset("d1", "daemon", "2.0.0"))
+    caches.daemonsets.put(daemonset("e1", "else", "1.0.0"))
+    info = {"osImage": "Debian", "kernelVersion": "6.1.0-28-amd64", "kubeletVersion": "v1.31.2"}
+    caches.nodes.put({"metadata": {"name": "n1", "uid": "u1", "resourceVersion": "1"}, "status": {"nodeInfo": info}})
+    caches.nodes.put({"metadata": {"name": "n2", "uid": "u2", "resourceVersion": "1"}})
+    seen = reconciler(caches)._gather(ROLLOUT, _Memory())
+    assert {name: sorted(rules.platforms) for name, rules in seen.rules.items()} == {
+        "r0": ["linux/amd64"],
+        "r1": ["linux/amd64", "linux/arm64"],
+        "r2": ["linux/amd64"],
+    }
+    assert seen.rules["r1"].only_platforms
+    assert str(seen.rules["r2"].kernel) == ">=5.10"
+    assert {name: state.phase for name, state in seen.versions.items()} == {"1.0.0": "Withdrawn", "1.1.0": "Published"}
+    assert {name: (n.key, dict(n.versions)) for name, n in seen.neighbours.items()} == {
+        "daemon": (OTHER, {"d1": "2.0.0"})
+    }
+    node = seen.nodes["n1"]
+    assert (node.os_image, node.kernel_version, node.kubelet_version) == ("Debian", "6.1.0-28-amd64", "v1.31.2")
+    assert seen.nodes["n2"].kernel_version == ""
+
+
+async def test_changed_rules_are_read_again_and_a_revoked_stage_counts_at_once(caches: Caches) -> None:
+    ours = reconciler(caches)
+    caches.daemonsets.put(daemonset("r2", "agent", "1.1.0"))
+    found = version("agent-1.1.0")
+    caches.versions.put(found)
+    assert ours._gather(ROLLOUT, _Memory()).rules["r2"].only_platforms
+    newer = found["metadata"] | {"generation": 2, "resourceVersion": "2"}
+    spec = found["spec"] | {"stage": "Revoked", "compatibility": {"osImage": ["Debian*"]}}
+    caches.versions.put(found | {"metadata": newer, "spec": spec})
+    seen = ours._gather(ROLLOUT, _Memory())
+    assert seen.rules["r2"].os_images == ("Debian*",)
+    assert seen.versions["1.1.0"].phase == "Revoked"
+
+
+def plan(seen: RolloutSnapshot, *actions: Any) -> Plan:
+    return Plan(actions=actions, status=seen.status)
+
+
+async def test_a_verification_that_takes_longer_than_it_stays_fresh_counts_for_the_run_that_asked(
+    caches: Caches,
+) -> None:
+    ours, memory = reconciler(caches), _Memory()
+    seen = ours._gather(ROLLOUT, memory)
+    assert seen.verify_after is not None
+    assert timedelta(seconds=299) < seen.now - seen.verify_after < timedelta(seconds=301)
+    ours._remember_asking(seen, plan(seen, RequestVerification("agent-1.1.0")), memory)
+    long_ago = NOW - timedelta(hours=1)
+    memory.asked = seen.wanted, long_ago
+    ours._remember_asking(seen, plan(seen, RequestVerification("agent-1.1.0")), memory)
+    assert ours._gather(ROLLOUT, memory).verify_after == long_ago
+    ours._remember_asking(seen, plan(seen, CreateRevision(seen.wanted)), memory)
+    assert ours._gather(ROLLOUT, memory).verify_after == long_ago, "the run has not started yet"
+    ours._remember_asking(seen, plan(seen), memory)
+    assert ours._gather(ROLLOUT, memory).verify_after != long_ago, "it has: the next asks anew"
+
+
+async def test_another_wish_asks_anew(caches: Caches) -> None:
+    ours, memory = reconciler(caches), _Memory()
+    memory.asked = "another-revision", NOW - timedelta(hours=1)
+    seen = ours._gather(ROLLOUT, memory)
+    assert seen.verify_after is not None
+    assert seen.now - seen.verify_after < timedelta(seconds=301)
+    ours._remember_asking(seen, plan(seen, RequestVerification("agent-1.1.0")), memory)
+    assert memory.asked == (seen.wanted, seen.now.replace(microsecond=0))
