@@ -11,7 +11,7 @@ Blocking, and not safe for use by two threads at a time: one `OciRegistry` per j
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -275,10 +275,13 @@ class OciRegistry:
             self.push_stream(repository, iter((data,)))
         return descriptor
 
-    def open_blob(self, repository: str, digest: str, *, size: int | None = None) -> "BlobStream | None":
+    def open_blob(
+        self, repository: str, digest: str, *, size: int | None = None, further: Collection[str] = ()
+    ) -> "BlobStream | None":
         """Return a blob to be read piece by piece, or None if there is no such blob.
 
-        `size` is the size in bytes that it must have, if that is known.
+        `size` is the size in bytes that it must have, if that is known. `further` are algorithms whose digests of it
+        are wanted, too.
         """
         response = self._get_blob(repository, digest, 0)
         if response is None:
@@ -287,7 +290,7 @@ class OciRegistry:
         def reopen(offset: int) -> requests.Response | None:
             return self._get_blob(repository, digest, offset)
 
-        return BlobStream(self._provider, repository, digest, size, reopen, response)
+        return BlobStream(self._provider, repository, digest, size, reopen, response, further)
 
     def delete_blob(self, repository: str, digest: str) -> bool:
         """Take a blob out of a repository; False if it was not there. Raises Stalling(DeleteUnsupported)."""
@@ -858,6 +861,7 @@ class BlobStream:
         size: int | None,
         reopen: Callable[[int], requests.Response | None],
         response: requests.Response,
+        further: Collection[str] = (),
     ) -> None:
         self._provider = provider
         self._repository = repository
@@ -866,6 +870,8 @@ class BlobStream:
         self._reopen = reopen
         """Asks for the blob from an offset on."""
         self._response = response
+        self.content = Sha256Stream(further)
+        """What was yielded so far. At the end of the iteration it has the digest that was asked for."""
 
     def __enter__(self) -> Self:
         return self
@@ -885,7 +891,7 @@ class BlobStream:
         Raises Stalling(BlobCorrupted) at the end when they do not hash to the digest (or as soon as there are more than
         the size), Transient(RegistryUnavailable) when resuming did not help.
         """
-        stream = Sha256Stream()
+        stream = self.content
         delays = iter(self._provider.settings.resume_delays)
         known = 0
         while True:
