@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,11 +22,16 @@ from adapters.realservers import RealRegistry, sha256_of
 from adapters.realtools import Tools, raw_signature
 from adapters.reports import Mutations, Reports
 from adapters.signing import Signer
+from outrider.adapters.ingest import ArtifactFacts, load_evidence, store_artifact_manifest, store_evidence
+from outrider.adapters.ocisource import collect_evidence, open_artifact, parse_reference
+from outrider.adapters.registry import MANIFEST_TYPE, Descriptor, OciRegistry
 from outrider.api.errors import Stalling
+from outrider.api.names import STATEMENT_TYPE
+from outrider.trust.digest import digest_of
 from outrider.trust.evidence import FORMATS, Evidence, decode_evidence, encode_evidence
 from outrider.trust.keys import TrustedKey, parse_public_key
 from outrider.trust.signing import parse_private_key, sign_statement
-from outrider.trust.statement import Binding, build_statement
+from outrider.trust.statement import COSIGN_SIGN_TYPE, Binding, build_statement
 from outrider.trust.verify import Verification, verify_artifact
 
 COMPONENT = "agent"
@@ -178,6 +184,98 @@ def test_nothing_that_nobody_signed_turns_a_refusal_into_trust(
             with pytest.raises(Stalling):
                 verify(one, evidence=evidence, **settings)
             reports.metadata[what] += 1
+
+
+def test_nothing_that_lies_around_in_a_registry_makes_an_unsigned_file_a_signed_one(
+    tools: Tools, signed: dict[str, Signed], client: OciRegistry, tmp_path: Path, reports: Reports
+) -> None:
+    file = tmp_path / "node-agent"
+    file.write_bytes(OTHER)
+    repository = "unsigned"
+    reference = f"{client.host}/{repository}@{tools.oras.push(f'{client.host}/{repository}:1', file)}"
+    artifact = open_artifact(parse_reference(reference), sha256_of(OTHER), client)
+    subject = Descriptor(digest_of(artifact.chain[0]), len(artifact.chain[0]))
+    ours = store_artifact_manifest(
+        client, repository, artifact.blob, ArtifactFacts(COMPONENT, VERSION, PLATFORM, "node-agent")
+    )
+
+    for stolen in signed.values():
+        # Beside our own manifest, as if the operator had stored it.
+        store_evidence(client, repository, ours, stolen.evidence)
+        # Beside the author's, as cosign would have put it, now and before.
+        layer = client.push_bytes(repository, stolen.evidence.document)
+        for predicate in (COSIGN_SIGN_TYPE, STATEMENT_TYPE):
+            content = _bundle_manifest(subject, layer, {_PREDICATE: predicate, _TITLE: "node-agent"})
+            client.push_referrer(repository, content, MANIFEST_TYPE, subject.digest)
+    classic = signed["cosign sign, classic"].evidence
+    about_this = classic.document.replace(digest_of(classic.chain[0]).encode(), subject.digest.encode())
+    assert about_this != classic.document
+    payloads = [client.push_bytes(repository, payload) for payload in (classic.document, about_this)]
+    client.push_manifest(
+        repository,
+        _classic_manifest(payloads, classic.signature),
+        MANIFEST_TYPE,
+        f"{subject.digest.replace(':', '-')}.sig",
+    )
+
+    key = signed["openssl dgst"].key
+    found = [
+        *collect_evidence(client, repository, artifact.chain),
+        *load_evidence(client, repository, ours.digest),
+    ]
+    assert {evidence.format for evidence in found} == set(FORMATS)
+    for evidence in [*([each] for each in found), found]:
+        with pytest.raises(Stalling):
+            verify_artifact(
+                component=COMPONENT,
+                namespace="default",
+                version=VERSION,
+                platform=PLATFORM,
+                size=len(OTHER),
+                expected_sha256=sha256_of(OTHER),
+                actual_sha256=sha256_of(OTHER),
+                evidence=evidence,
+                keys=[key],
+                further_digests={"sha384": hashlib.sha384(OTHER).hexdigest()},
+            )
+    reports.metadata["signatures of another file, planted in a registry"] += len(found)
+
+
+_BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_PREDICATE = "dev.sigstore.bundle.predicateType"
+_TITLE = "org.opencontainers.image.title"
+_EMPTY = {
+    "mediaType": "application/vnd.oci.empty.v1+json",
+    "digest": f"sha256:{sha256_of(b'{}')}",
+    "size": 2,
+}
+
+
+def _bundle_manifest(subject: Descriptor, layer: Descriptor, annotations: dict[str, str]) -> bytes:
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": _BUNDLE_TYPE,
+            "config": _EMPTY,
+            "layers": [{"mediaType": _BUNDLE_TYPE, "digest": layer.digest, "size": layer.size}],
+            "subject": {"mediaType": MANIFEST_TYPE, "digest": subject.digest, "size": subject.size},
+            "annotations": annotations,
+        }
+    ).encode()
+
+
+def _classic_manifest(payloads: list[Descriptor], signature: str) -> bytes:
+    layers = [
+        {
+            "mediaType": "application/vnd.dev.cosign.simplesigning.v1+json",
+            "digest": payload.digest,
+            "size": payload.size,
+            "annotations": {"dev.cosignproject.cosign/signature": signature},
+        }
+        for payload in payloads
+    ]
+    return json.dumps({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": _EMPTY, "layers": layers}).encode()
 
 
 def verify(
