@@ -126,11 +126,12 @@ class OperatorProcess:
 def complaints(log: str) -> list[str]:
     """Return the lines of an operator's log that no test may cause: rights that it lacks, surprises.
 
-    What is refused because a namespace is going away is the end of a test, not a missing right.
+    What is refused because a namespace is going away is the end of a test, not a missing right; and a Secret that the
+    operator may not read is told to whoever named it.
     """
     found = []
     for line in log.splitlines():
-        text = line.lower()
+        text = line.lower().replace("secretforbidden", "")
         refused = "forbidden" in text and "because it is being terminated" not in text
         if refused or "traceback" in text or "unexpectedly" in text:
             found.append(line)

@@ -52,7 +52,8 @@ class Repository:
         digest = "sha256:" + hashlib.sha256(content).hexdigest()
         place = self.request("POST", "blobs/uploads/", b"")[1]["Location"]
         query = urllib.parse.urlencode({"digest": digest})
-        self.request("PUT", f"{place}{'&' if '?' in place else '?'}{query}", content)
+        address = f"{place}{'&' if '?' in place else '?'}{query}"
+        self.request("PUT", address, content, Content_Type="application/octet-stream")
         return digest
 
     def delete(self, path: str) -> None:

@@ -1,8 +1,10 @@
 """The steps of a version, done: store, verify, index, test, publish, delete. What blocks runs in threads."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from outrider.adapters import clock, ingest, sources
 from outrider.adapters.informer import Store as Cache
@@ -17,7 +19,7 @@ from outrider.api.componentversion import (
     StoredArtifact,
     StoredSignature,
 )
-from outrider.api.errors import Stalling, Transient
+from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.core.testjob import build_test_job
 from outrider.core.version import hash_artifact
 from outrider.core.version_snapshot import (
@@ -42,7 +44,24 @@ from outrider.trust.detached import decode_signature
 from outrider.trust.evidence import Evidence
 from outrider.trust.verify import Verification, verify_artifact
 
+logger = logging.getLogger(__name__)
+
 Cancelled = Callable[[], bool]
+
+_SIGNING_HELPS: Final = frozenset(
+    {
+        "BindingRequired",
+        "BundleMalformed",
+        "KeyNotValidNow",
+        "NoTrustedKey",
+        "SignatureMalformed",
+        "SignatureMissing",
+        "SignatureUntrusted",
+        "StatementMalformed",
+        "StatementMismatch",
+    }
+)
+"""Refusals that another signature may end."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,16 @@ class VersionSteps:
                 return _with(done, stored)
             case Verify(artifact, stored):
                 inputs = await self._read_inputs(subject.namespace, artifact) if stored.kind == "Image" else Inputs()
-                return _with(done, await asyncio.to_thread(self._verify, subject, step, inputs, cancelled))
+                try:
+                    proven = await asyncio.to_thread(self._verify, subject, step, inputs, cancelled)
+                except Stalling as refusal:
+                    # It may have been signed again in a place that the spec names, which changes nothing in the spec.
+                    if stored.kind == "Image" or refusal.reason not in _SIGNING_HELPS:
+                        raise
+                    if not await self._look_for_signatures(subject, step):
+                        raise
+                    proven = await asyncio.to_thread(self._verify, subject, step, inputs, cancelled)
+                return _with(done, proven)
             case WriteIndex(artifacts):
                 index = await asyncio.to_thread(self._write_index, subject, artifacts, publish=False)
                 return Done(done.artifacts, done.reference, index, done.deleted)
@@ -216,6 +244,35 @@ class VersionSteps:
             if blob is None:
                 blob = ingest.ingest(registry, repository, found.source, artifact.sha256, field=_field(artifact))
             return blob, collect_evidence(theirs, reference.repository, found.chain)
+
+    async def _look_for_signatures(self, subject: Subject, step: Verify) -> bool:
+        """Bring along what vouches for a file by now, where its spec says; tells whether anything of it is new."""
+        try:
+            inputs = await self._read_inputs(subject.namespace, step.artifact)
+            return await asyncio.to_thread(self._bring_signatures, subject, step, inputs)
+        except OutriderError as error:
+            # That nothing new can be had is no news: the refusal stands.
+            logger.info("No new signatures for %s/%s: %s", subject.namespace, subject.name, error.message)
+            return False
+
+    def _bring_signatures(self, subject: Subject, step: Verify, inputs: Inputs) -> bool:
+        artifact, repository = step.artifact, self._repository(subject)
+        evidence = given_evidence(artifact, inputs)
+        if artifact.source.oci is not None:
+            origin = parse_reference(artifact.source.oci.reference)
+            with self._places.registry_of(origin, inputs.login) as theirs:
+                platform, limits = str(artifact.platform), self._places.limits
+                found = open_artifact(origin, artifact.sha256, theirs, platform=platform, limits=limits)
+                evidence += collect_evidence(theirs, origin.repository, found.chain)
+        with self._places.registry() as registry:
+            document = registry.get_manifest(repository, _digest_of(step.stored.reference))
+            if document is None:
+                return False
+            known = ingest.load_evidence(registry, repository, document.digest)
+            new = [piece for piece in evidence if piece not in known]
+            for piece in new:
+                ingest.store_evidence(registry, repository, Descriptor(document.digest, len(document.content)), piece)
+        return bool(new)
 
     def _open_source(self, artifact: Artifact, inputs: Inputs, cancelled: Cancelled) -> sources.Source:
         source = artifact.source
