@@ -101,6 +101,8 @@ class Bench:
             "signature": {"inline": self.signer.sign(content)},
         }
         body: Object = {
+            "apiVersion": names.API_VERSION,
+            "kind": "ComponentVersion",
             "metadata": {"name": f"{component}-{version}"},
             "spec": {"component": component, "version": version, "artifacts": [artifact]},
         }
