@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from outrider.api.base import ApiModel
-from outrider.api.componentversion import ComponentVersionSpec
+from outrider.api.componentversion import ComponentVersionSpec, Phase
 from outrider.api.rollout import RolloutSpec
 from outrider.core.health import CANNOT_START
 from outrider.settings import Settings, read_settings
@@ -108,11 +108,16 @@ def field_names(model: type[ApiModel]) -> set[str]:
 
 REASON_AT = {
     **dict.fromkeys(("Stalling", "Transient", "Waiting", "Conflict", "Gone", "LocalError", "Hindrance", "Problem"), 0),
+    **dict.fromkeys(("_not_ready",), 0),
     **dict.fromkeys(("Verdict", "Answer", "KeyProblem", "Event", "say"), 1),
     **dict.fromkeys(("Finding", "conclude"), 2),
-    **dict.fromkeys(("with_state", "say_step"), 3),
+    **dict.fromkeys(("with_state",), 3),
+    **dict.fromkeys(("_of_step",), 5),
 }
 """Which argument of what is a reason."""
+
+PAIRS = ("why_", "_under_way")
+"""How functions are called that return a reason and a message."""
 
 INNER = {"Gone"}
 """Never leaves the module that raises it."""
@@ -124,7 +129,8 @@ Scope = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef
 
 def reasons_in_code() -> set[str]:
     """Return every reason that a condition, event, node's result or log line may carry."""
-    found = set(CANNOT_START)
+    # Every phase is the reason of the event that tells it.
+    found = set(CANNOT_START) | set(get_args(Phase))
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for scope in ast.walk(tree):
@@ -159,10 +165,12 @@ def reasons_at(node: ast.AST, scope: Scope) -> set[str]:
             func=ast.Attribute(attr="append", value=ast.Name(id="reasons")), args=[ast.Tuple(elts=[first, _])]
         ):
             return literals(first, scope)
-        # (reason, message) of a node that is left out
-        case ast.Return(value=ast.Tuple(elts=[first, _])) if getattr(scope, "name", "").startswith("why_"):
+        # (reason, message) of a node that is left out, or of a step that is under way
+        case ast.Return(value=ast.Tuple(elts=[first, _])) if getattr(scope, "name", "").startswith(PAIRS):
             return literals(first, scope)
         case ast.Assign(targets=[ast.Name(id="skip")], value=ast.Tuple(elts=[first, _])):
+            return literals(first, scope)
+        case ast.Assign(targets=[ast.Tuple(elts=[ast.Name(id="reason"), _])], value=ast.Tuple(elts=[first, _])):
             return literals(first, scope)
         case _:
             return set()
@@ -216,13 +224,15 @@ def test_the_reasons_are_found() -> None:
         "ReturnFailed",  # a change of a result
         "HealthTimeout",  # one of two, by a variable
         "ApiBusy",  # one of two
-        "Storing",  # looked up
+        "StartingTest",  # the first of a pair
         "BatchFinished",  # an event
-        "ArtifactsStored",  # said by a function in a function
+        "Withdrawn",  # a phase
+        "WaitingForVerdict",  # one of two that are handed on
+        "ArtifactsStored",  # a condition's when its step is done
         "CrashLoopBackOff",  # the kubelet's
     }
     assert examples <= found
-    assert len(found) > 80
+    assert len(found) > 140
 
 
 def test_every_reason_in_the_code_is_documented() -> None:
