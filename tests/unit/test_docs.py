@@ -5,9 +5,11 @@ headed "Reason".
 """
 
 import ast
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +21,10 @@ from outrider.api.componentversion import ComponentVersionSpec, Phase
 from outrider.api.rollout import RolloutSpec
 from outrider.core.health import CANNOT_START
 from outrider.settings import Settings, read_settings
+from outrider.trust.detached import decode_signature
+from outrider.trust.evidence import Evidence
+from outrider.trust.keys import keys_from_secret
+from outrider.trust.verify import verify_artifact
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = ROOT / "operator" / "outrider"
@@ -104,15 +110,71 @@ def field_names(model: type[ApiModel]) -> set[str]:
     return {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", {})}
 
 
+# --- Examples in files -------------------------------------------------------------------------------------------------
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+PUBLISHED_AS_THEY_STAND = {
+    "componentversion-script.yaml": "trust-key.yaml",
+    "componentversion-tested.yaml": "trust-key-window.yaml",
+}
+"""Which key the signatures of an example were made with; the other versions have placeholders."""
+
+
+def documents_in(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.name for path in EXAMPLES])
+def test_a_file_of_examples_is_valid_and_listed(path: Path) -> None:
+    for manifest in documents_in(path):
+        if manifest["kind"] in MODELS:
+            test_an_example_is_valid(manifest)
+    assert f"`{path.name}`" in (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("version", "key"), PUBLISHED_AS_THEY_STAND.items())
+def test_an_example_that_is_published_as_it_stands_is_signed_with_the_key_beside_it(version: str, key: str) -> None:
+    [secret] = documents_in(ROOT / "examples" / key)
+    files = {name: pem.encode() for name, pem in secret["stringData"].items()}
+    keys, problems = keys_from_secret(key, files, secret["metadata"]["annotations"])
+    assert not problems
+    config_map, manifest = documents_in(ROOT / "examples" / version)
+    spec = ComponentVersionSpec.model_validate(manifest["spec"])
+    for artifact in spec.artifacts:
+        assert artifact.source.config_map is not None
+        assert artifact.signature is not None
+        data = config_map["data"][artifact.source.config_map.key].encode()
+        signature = artifact.signature
+        if signature.inline is not None:
+            evidence = Evidence("Detached", decode_signature(signature.inline))
+        else:
+            assert signature.statement is not None
+            assert signature.statement.inline is not None
+            evidence = Evidence("OutriderStatement", signature.statement.inline.encode())
+        verify_artifact(
+            component=spec.component,
+            namespace=manifest["metadata"]["namespace"],
+            version=spec.version,
+            platform=str(artifact.platform),
+            size=len(data),
+            expected_sha256=artifact.sha256,
+            actual_sha256=hashlib.sha256(data).hexdigest(),
+            evidence=[evidence],
+            keys=keys,
+            at=datetime.now(UTC),
+            require_binding=signature.statement is not None,
+        )
+
+
 # --- Reasons ----------------------------------------------------------------------------------------------------------
 
 REASON_AT = {
     **dict.fromkeys(("Stalling", "Transient", "Waiting", "Conflict", "Gone", "LocalError", "Hindrance", "Problem"), 0),
-    **dict.fromkeys(("_not_ready",), 0),
+    "_not_ready": 0,
     **dict.fromkeys(("Verdict", "Answer", "KeyProblem", "Event", "say"), 1),
     **dict.fromkeys(("Finding", "conclude"), 2),
-    **dict.fromkeys(("with_state",), 3),
-    **dict.fromkeys(("_of_step",), 5),
+    "with_state": 3,
+    "_of_step": 5,
 }
 """Which argument of what is a reason."""
 
