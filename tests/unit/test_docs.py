@@ -110,7 +110,7 @@ def field_names(model: type[ApiModel]) -> set[str]:
     return {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", {})}
 
 
-# --- Examples in files -------------------------------------------------------------------------------------------------
+# --- Examples in files ------------------------------------------------------------------------------------------------
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 PUBLISHED_AS_THEY_STAND = {
