@@ -27,7 +27,7 @@ from adapters.realservers import (
     sha256_of,
 )
 from adapters.realtools import REGISTRY_KINDS, CraneRegistry, RealRegistry28, running_registry_of_kind
-from outrider.adapters import registry as registry_module
+from outrider.adapters import blobs
 from outrider.adapters.registry import (
     INDEX_TYPE,
     MANIFEST_TYPE,
@@ -278,12 +278,12 @@ def test_what_is_no_longer_here_cannot_be_sent_again(registry: RealRegistry, fla
 
 @pytest.mark.parametrize("sizes", [[], [1], [3, 0, 5], [64] * 3, [63, 2], [100], [200, 1], [7] * 50])
 def test_the_window_keeps_the_end_of_a_stream(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "_WINDOW", 64)
-    monkeypatch.setattr(registry_module, "PIECE", 10)
+    monkeypatch.setattr(blobs, "WINDOW", 64)
+    monkeypatch.setattr(blobs, "PIECE", 10)
     source = random.Random(1)  # noqa: S311
     parts = [source.randbytes(size) for size in sizes]
     whole = b"".join(parts)
-    window = registry_module._Window(parts)
+    window = blobs.UploadWindow(parts)
     assert b"".join(window.pieces(0)) == whole
     assert window.start == max(0, len(whole) - 64)
     for offset in range(window.start, len(whole) + 1):

@@ -23,7 +23,7 @@ from localcluster.addresses import free_port
 from localcluster.processes import spawn
 
 OPERATOR_NAMESPACE = "outrider-system"
-_CHAPTERS = 7
+_CHAPTERS = 9
 _CANARIES, _BATCH = 2, 5
 _ALL_AT_ONCE = "type: Full"
 _CAREFUL = f"""\
@@ -39,6 +39,8 @@ BUILDS = [
     Build("1.1.0", "a better one"),
     Build("1.2.0", "crashes at its start", flaw="cannot read my own configuration, giving up"),
     Build("1.3.0", "good when it was signed"),
+    Build("1.4.0", "crashes at its start, but has a test", flaw="cannot read my own configuration, giving up"),
+    Build("1.4.1", "corrected"),
 ]
 
 
@@ -89,6 +91,8 @@ class Story:
         self._second_version()
         self._bad_version()
         self._tampered_version()
+        self._tested_versions()
+        self._another_key()
         claim = "the agent that runs is the one that was published"
         if self.real_node is None:
             self.outcome.cannot_show(claim, "there is no real node to ask")
@@ -198,8 +202,7 @@ class Story:
             "Whoever runs the cluster decides whose signatures count: a public key in a Secret, in the operator's own "
             "namespace. The private key stays with the author of the agent."
         )
-        self.workshop.run(f"openssl ecparam -name prime256v1 -genkey -noout -out {KEY}")
-        self.workshop.run(f"openssl ec -in {KEY} -pubout -out {PUBLIC_KEY}")
+        self.workshop.make_key(KEY, PUBLIC_KEY)
         self._show(f"kubectl -n {OPERATOR_NAMESPACE} create secret generic agent-team --from-file={PUBLIC_KEY}")
         self._show(f"kubectl -n {OPERATOR_NAMESPACE} label secret agent-team outrider.dev/trust-key=true")
 
@@ -392,6 +395,79 @@ class Story:
         self._ask_agent("1.1.0")
         self._terminal.done(f"The same {len(agents)} agents as before, not one restarted.")
         self.outcome.proves("changed bytes are refused", "1.3.0 by its hash, 1.3.1 by its signature; 0 nodes moved")
+
+    def _tested_versions(self) -> None:
+        self._begin("1.4.0: tested before anybody may use it")
+        self._terminal.say(
+            "1.4.0 crashes as 1.2.0 did. But this time its author has given it a test: a Job that starts the verified "
+            "executable and asks it for its version. No node is touched to find out."
+        )
+        claim = "a version that fails its test is not published"
+        if self.real_node is None:
+            self._terminal.say("A fake node runs no Job for real, so that this chapter is left out.")
+            self.outcome.cannot_show(claim, "there is no real node to run the test")
+            return
+        self._build("1.4.0")
+        self.workshop.sign("1.4.0")
+        manifest = self.workshop.write_version("1.4.0", tested=True)
+        self._terminal.excerpt(_from(self.workshop.directory / manifest, "  testing:"))
+        self._refused("1.4.0", "Tested")
+        self._show(f"kubectl -n {NAMESPACE} get jobs")
+        self._terminal.say("The corrected one has the same test:")
+        self._build("1.4.1")
+        self.workshop.sign("1.4.1")
+        self.workshop.write_version("1.4.1", tested=True)
+        self._publish("1.4.1")
+        tested = message_of(self._fleet.version("1.4.1"), "Tested")
+        self.outcome.proves(claim, f"1.4.0 stays a Draft by its test's last words, 1.4.1: {tested}")
+
+    def _another_key(self) -> None:
+        self._begin("A key goes, and nothing stops")
+        self._terminal.say(
+            "The signing key has to be replaced. The new one is trusted beside the old one, what is in use is signed "
+            "again, and then the old one is removed. What nodes have pinned stays the same."
+        )
+        new, public = "signing-key-2.pem", "signing-key-2.pub"
+        self.workshop.make_key(new, public)
+        self._show(f"kubectl -n {OPERATOR_NAMESPACE} create secret generic agent-team-2 --from-file={public}")
+        self._show(f"kubectl -n {OPERATOR_NAMESPACE} label secret agent-team-2 outrider.dev/trust-key=true")
+        before = self._fleet.version("1.1.0")["status"]
+        agents = self._fleet.uids()
+        self.workshop.sign("1.1.0", new)
+        self._show(f"kubectl apply -f {self.workshop.write_version('1.1.0')}")
+        self._fleet.wait("1.1.0 signed again", lambda: self._is_settled("1.1.0", "Published"), 30)
+        self._show(f"kubectl -n {OPERATOR_NAMESPACE} delete secret agent-team")
+        self._fleet.wait("1.0.0 withdrawn", lambda: self._is_settled("1.0.0", "Withdrawn"), 30)
+
+        def key_of(status: Object) -> str:
+            return str(status["artifacts"][0]["signature"]["keyFingerprint"])
+
+        self._fleet.wait(
+            "1.1.0 by the new key", lambda: key_of(self._fleet.version("1.1.0")["status"]) != key_of(before), 30
+        )
+        after = self._fleet.version("1.1.0")["status"]
+        self._show(f"kubectl -n {NAMESPACE} get cver")
+        expect(after["reference"] == before["reference"], "what nodes have pinned has changed")
+        expect(self._fleet.uids() == agents, "agents were replaced although only a signature was added")
+        self._terminal.prose(f"1.0.0: {message_of(self._fleet.version('1.0.0'), 'Ready')}")
+        seen = f"1.1.0 is vouched for by {key_of(after)[:19]}… now; 1.0.0, not signed again, is withdrawn"
+        if self.real_node is not None:
+            pod = self._fleet.agent_on(self.real_node)
+            assert pod is not None
+            self._terminal.say(f"And an agent that is lost on {self.real_node} is verified with the new key:")
+            self._show(f"kubectl -n {NAMESPACE} delete pod {pod['metadata']['name']}")
+            self._fleet.wait(
+                f"all {self._size} agents Ready on 1.1.0",
+                lambda: self._fleet.ready_versions() == {"1.1.0": self._size} and self._fleet.uids() != agents,
+                60,
+            )
+            self._ask_agent("1.1.0")
+        self.outcome.proves("a key can be replaced while agents run", seen)
+
+    def _is_settled(self, version: str, phase: str) -> bool:
+        item = self._fleet.version(version)
+        seen = item.get("status", {}).get("observedGeneration") == item["metadata"]["generation"]
+        return seen and _phase(item) == phase and not is_true(item, "Reconciling")
 
     # --- what several chapters do -----------------------------------------------------------
 

@@ -95,17 +95,26 @@ class Workshop:
 
     # --- signing ----------------------------------------------------------------------------
 
-    def sign(self, version: str) -> None:
+    def make_key(self, private: str, public: str) -> None:
+        """Make a key pair, showing the commands."""
+        self.run(f"openssl ecparam -name prime256v1 -genkey -noout -out {private}")
+        self.run(f"openssl ec -in {private} -pubout -out {public}")
+
+    def sign(self, version: str, key: str = KEY) -> None:
         """Sign a version's files, showing the first command."""
         for architecture in self.architectures:
             file = self.file_name(version, architecture)
             self.run(
-                f"openssl dgst -sha256 -sign {KEY} -out {file}.sig {file}",
+                f"openssl dgst -sha256 -sign {key} -out {file}.sig {file}",
                 show=architecture == self.architectures[0],
             )
 
-    def write_version(self, version: str, *, signed_as: str = "") -> str:
-        """Write the manifest of a version, with the signature of `signed_as` if given; return its file name."""
+    def write_version(self, version: str, *, signed_as: str = "", tested: bool = False) -> str:
+        """Write the manifest of a version, with the signature of `signed_as` if given; return its file name.
+
+        With `tested` it has to pass a test before it is published.
+        """
+        testing = Template((MATERIAL / "testing.yaml").read_text()).substitute(IMAGE=AGENT_IMAGE) if tested else ""
         artifacts = []
         for architecture in self.architectures:
             file = self.file_name(version, architecture)
@@ -123,6 +132,7 @@ class Workshop:
             VERSION=version,
             NOTES=self._notes.get(version, ""),
             ARTIFACTS="\n".join(artifacts).replace("\n", "\n    "),
+            TESTING=testing[testing.find("testing:") :].replace("\n", "\n  ").rstrip() if testing else "",
         )
 
     def write(self, name: str, template: str, **values: str) -> str:

@@ -3,7 +3,7 @@
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.adapters.transport import AddressPolicy, host_address
@@ -208,11 +208,13 @@ def test_of_several_addresses_the_refused_ones_are_left_out() -> None:
     assert chosen == [IPv4Address("10.0.0.1")]
 
 
+@settings(deadline=None)  # of a machine that does other things, too
 @given(st.text(alphabet="0123456789abcdefxX.:[]%", max_size=40) | st.text())
 def test_no_host_is_too_strange(host: str) -> None:
     host_address(host)
 
 
+@settings(deadline=None)  # of a machine that does other things, too
 @given(st.ip_addresses(v=4))
 def test_clothing_changes_nothing(address: IPv4Address) -> None:
     bits = int(address)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.adapters.dockerconfig import Credentials, credentials_for
@@ -108,6 +108,12 @@ def test_no_credentials(data: bytes) -> None:
     assert credentials_for(data, "registry.example.com", "a") is None
 
 
+def test_the_older_form_without_auths_around() -> None:
+    data = json.dumps({"registry.example.com": {"auth": packed("me:secret"), "email": ""}, "credHelpers": {"a": "b"}})
+    assert credentials_for(data.encode(), "registry.example.com", "a") == Credentials("me", "secret")
+    assert credentials_for(data.encode(), "credhelpers", "a") is None
+
+
 SECRET = "hunter2"
 
 
@@ -150,6 +156,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.binary() | json_values.map(lambda value: json.dumps({"auths": {"r": value}}).encode()))
 def test_nothing_but_a_stop_escapes(data: bytes) -> None:
     with contextlib.suppress(Stalling):

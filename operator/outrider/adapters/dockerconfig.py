@@ -40,7 +40,8 @@ def credentials_for(config: bytes, host: str, repository: str) -> Credentials | 
     Programs that the file names (`credsStore`, `credHelpers`) are not run. Raises Stalling(CredentialsMalformed).
     """
     try:
-        auths = parse_object(config, max_bytes=MAX_CONFIG_BYTES).get("auths", {})
+        value = parse_object(config, max_bytes=MAX_CONFIG_BYTES)
+        auths = value["auths"] if "auths" in value else _old_form(value)
         if not isinstance(auths, dict):
             raise Malformed("its auths is not an object")
         matches = [(rank, entry) for name, entry in auths.items() if (rank := _match(name, host, repository))]
@@ -54,6 +55,15 @@ def credentials_for(config: bytes, host: str, repository: str) -> Credentials | 
             f"the registry credentials (docker config.json) cannot be used: {error}; write them anew, for instance "
             "with kubectl create secret docker-registry",
         ) from None
+
+
+def _old_form(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a `.dockercfg`, which has them without `auths` around."""
+    return {
+        name: entry
+        for name, entry in value.items()
+        if isinstance(entry, dict) and ("auth" in entry or "username" in entry)
+    }
 
 
 def _match(name: str, host: str, repository: str) -> tuple[int, int] | None:

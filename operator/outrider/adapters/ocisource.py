@@ -10,7 +10,7 @@ returned as evidence is verified by nobody here (`trust/verify.py` does).
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -48,6 +48,7 @@ _SIGNATURE: Final = "dev.cosignproject.cosign/signature"
 """On a layer: the signature over it, in base64."""
 _PREDICATE: Final = "dev.sigstore.bundle.predicateType"
 """On a bundle's manifest: what its statement says."""
+_EMPTY_DIGEST: Final = digest_of(b"{}")
 _NOT_COPIED: Final = ("nondistributable", ".foreign.")
 """In the media types of layers that lie elsewhere, and may not be passed on."""
 
@@ -256,13 +257,11 @@ def collect_evidence(registry: OciRegistry, repository: str, chain: Sequence[byt
     pieces: list[Evidence] = []
     budget = _Budget(MAX_CANDIDATES)
     for place in range(len(chain)):
-        rest = tuple(chain[place:])
-        for evidence in _evidence_about(registry, repository, rest, budget):
+        for evidence in _evidence_about(registry, repository, tuple(chain[place:]), budget):
             if evidence not in pieces and _is_storable(evidence):
                 pieces.append(evidence)
-            if len(pieces) == MAX_PIECES:
-                return tuple(pieces)
-    return tuple(pieces)
+    # What binds comes first: it must not be crowded out.
+    return tuple(sorted(pieces, key=lambda piece: piece.format != "OutriderStatement")[:MAX_PIECES])
 
 
 def copy_image(
@@ -295,7 +294,10 @@ def copy_image(
     entries = _parse(top, str(reference)).manifests
     children = [_get_child(source, reference, entry) for entry in entries or ()]
     images = [_parse_manifest(document, str(reference)) for document in (children if entries is not None else [top])]
-    blobs = {entry.descriptor.digest: entry.descriptor for image in images for entry in _blobs(image)}
+    named = [entry for image in images for entry in _blobs(image)]
+    if any(mark in entry.media_type for entry in named for mark in _NOT_COPIED):
+        raise _invalid(str(reference), "has layers that may not be copied (nondistributable); use it where it is, or")
+    blobs = {entry.descriptor.digest: entry.descriptor for entry in named}
     size = sum(blob.size for blob in blobs.values())
     if size > max_bytes:
         raise Stalling(
@@ -323,6 +325,70 @@ def copy_image(
     target.push_manifest(target_repository, top.content, _media_type(top), tag)
     manifests = tuple(document.digest for document in documents) + tuple(copy.manifests)
     return CopiedImage(digest, tag, manifests, (*blobs.values(), *copy.blobs), size)
+
+
+def copied_content(registry: OciRegistry, repository: str, digest: str) -> frozenset[str]:
+    """Return the digests of all that belongs to a copied image: documents, blobs, signatures. Empty if it is gone."""
+    content: set[str] = set()
+    for document in _copied_documents(registry, repository, digest):
+        for each in (document, *_signatures_of(registry, repository, document)):
+            content |= {each.digest, *_digests_of(each)}
+    return frozenset(content)
+
+
+def delete_copy(registry: OciRegistry, repository: str, digest: str, *, keep: Collection[str] = ()) -> int:
+    """Delete a copied image, its signatures and tags, and return how many manifests and blobs went.
+
+    `keep` are the digests that others still have: `copied_content` of each other image in the repository. What has gone
+    already is fine, so that it can be done again after it broke off: the image's own document goes last, for it leads
+    to the rest. Raises Stalling(DeleteUnsupported).
+    """
+    count = 0
+    for document in _copied_documents(registry, repository, digest):
+        if document.digest in keep:
+            continue
+        for signed in _signatures_of(registry, repository, document):
+            count += _delete_blobs(registry, repository, signed, keep)
+            count += registry.delete_referrer(repository, document.digest, signed.digest)
+        registry.delete_tag(repository, _signature_tag(document.digest))
+        count += _delete_blobs(registry, repository, document, keep)
+        if document.digest == digest:
+            # Most registries drop the tag with it, and the others it would keep alive.
+            registry.delete_tag(repository, keeping_tag(digest))
+        count += registry.delete_manifest(repository, document.digest)
+    return count
+
+
+def _copied_documents(registry: OciRegistry, repository: str, digest: str) -> list[ManifestDocument]:
+    """Return the manifests of a copied image that are there, and then its own document."""
+    top = registry.get_manifest(repository, digest)
+    if top is None:
+        return []
+    entries = _parse(top, digest).manifests or ()
+    children = [registry.get_manifest(repository, entry.descriptor.digest) for entry in entries]
+    return [*(child for child in children if child is not None), top]
+
+
+def _signatures_of(registry: OciRegistry, repository: str, document: ManifestDocument) -> list[ManifestDocument]:
+    """Return the manifests that carry signatures over a document."""
+    names = [_signature_tag(document.digest)]
+    names += [referrer.descriptor.digest for referrer in registry.referrers(repository, document.digest)]
+    found = [_get_if_sound(registry, repository, name) for name in names]
+    return [each for each in found if each is not None]
+
+
+def _digests_of(document: ManifestDocument) -> list[str]:
+    """Return the digests of the blobs that a manifest names; but for the empty config, which is everybody's."""
+    try:
+        entries = _blobs(_parse(document, document.digest))
+    except Stalling:
+        return []
+    return [entry.descriptor.digest for entry in entries if entry.descriptor.digest != _EMPTY_DIGEST]
+
+
+def _delete_blobs(registry: OciRegistry, repository: str, document: ManifestDocument, keep: Collection[str]) -> int:
+    blobs = dict.fromkeys(_digests_of(document))
+    return sum(registry.delete_blob(repository, blob) for blob in blobs if blob not in keep)
 
 
 def keeping_tag(digest: str) -> str:
@@ -517,10 +583,8 @@ class _Copy:
 
 
 def _blobs(image: _Parsed) -> tuple[_Entry, ...]:
-    """Return config and layers of an image, without those that may not be passed on."""
-    config = () if image.config is None else (image.config,)
-    layers = (layer for layer in image.layers if not any(mark in layer.media_type for mark in _NOT_COPIED))
-    return (*config, *layers)
+    """Return config and layers of an image."""
+    return (*(() if image.config is None else (image.config,)), *image.layers)
 
 
 def _checked(
