@@ -9,7 +9,7 @@ from typing import Any, cast
 import kopf
 import pytest
 
-from outrider import __main__ as entry_point
+from outrider import process
 from outrider.adapters.kube import Access
 from outrider.adapters.lease import LeaseElector
 from outrider.reconcile.controller import Controller
@@ -46,10 +46,10 @@ async def test_a_user_without_a_name_runs_it(monkeypatch: pytest.MonkeyPatch) ->
         tasks_were_made.set()
 
     monkeypatch.setattr("kopf._core.reactor.running.run_tasks", run_tasks)
-    monkeypatch.setattr(entry_point, "build_registry", lambda *_args: kopf.OperatorRegistry())
+    monkeypatch.setattr(process, "build_registry", lambda *_args: kopf.OperatorRegistry())
     stop = asyncio.Event()
     acting = asyncio.create_task(
-        entry_point._act(
+        process._act(
             cast("Controller", _Forever()),
             cast("Access", None),
             cast("LeaseElector", _Forever()),
