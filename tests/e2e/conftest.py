@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,38 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
         },
     }
     node = cluster.kubectl("get", "nodes", "--output=name").stdout.split()[0]
+    version = {
+        "apiVersion": "outrider.dev/v1alpha1",
+        "kind": "ComponentVersion",
+        "metadata": {"name": "probe-1.0.0", "namespace": "default"},
+        "spec": {
+            "component": "probe",
+            "version": "1.0.0",
+            "stage": "Draft",
+            "artifacts": [
+                {
+                    "platform": {"arch": "amd64"},
+                    "fileName": "probe",
+                    "sha256": "0" * 64,
+                    "source": {"configMap": {"name": "probe", "key": "probe"}},
+                    "signature": {"inline": "cHJvYmU="},
+                }
+            ],
+        },
+    }
+    # A deletion is only judged of something that is there: a version that says that it was published.
+    cluster.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(version))
+    stored = ("componentversion/probe-1.0.0", "--namespace=default")
+    was_published = json.dumps({"status": {"publishedAt": "2026-01-01T00:00:00Z"}})
+    cluster.kubectl("patch", *stored, "--subresource=status", "--type=merge", "--patch", was_published)
+    as_operator = (f"--as={OPERATOR}", "--as-group=system:masters")
     probes: list[tuple[str, tuple[str, ...], dict[str, Any] | None]] = [
         ("managed-objects", ("create",), config_map),
         ("records", ("create",), batch),
         ("kubelets", ("create", "--as=system:node:probe", "--as-group=system:nodes"), new_node),
         ("operator-on-nodes", ("annotate", node, "probe=1", "--overwrite", f"--as={OPERATOR}"), None),
+        ("operator-on-specs", ("create", *as_operator), {**version, "metadata": {"name": "probe-1.0.0"}}),
+        ("versions", ("delete", *stored), None),
     ]
     deadline = time.monotonic() + 30
     for policy, arguments, manifest in probes:
@@ -120,6 +147,9 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
             if time.monotonic() > deadline:
                 pytest.fail(f"the policy outrider-{policy} does not refuse; kubectl said: {attempt.stderr}")
             time.sleep(0.2)
+    called_off = json.dumps({"spec": {"stage": "Revoked"}})
+    cluster.kubectl("patch", *stored, "--type=merge", "--patch", called_off)
+    cluster.kubectl("delete", *stored, "--wait=false")
 
 
 # --- the operator, and stories ----------------------------------------------------------------
@@ -230,6 +260,43 @@ def story(
     )
     yield made
     made.end()
+
+
+@pytest.fixture
+def operator_with(request: pytest.FixtureRequest, story: Story) -> Iterator[Callable[..., OperatorProcess]]:
+    """Start an operator with settings of its own, in place of the session's as long as the test lasts."""
+    usual, others = story.operator, []
+
+    def start(**settings: str) -> OperatorProcess:
+        process = OperatorProcess(
+            "another",
+            story.local.kubeconfig_for_service_account(SYSTEM, "outrider"),
+            story.local.registry,
+            story.folder / "another.log",
+            **settings,
+        )
+        others.append(process)
+        usual.terminate()
+        process.start()
+        story.operator = process
+        process.wait_for_log("Leading")
+        return process
+
+    yield start
+    for process in others:
+        process.terminate()
+        if request.node.stash.get(_FAILED, False):
+            print(f"--- the other operator's log\n{process.log_since()}")  # noqa: T201
+        assert complaints(process.log_since()) == []
+    story.operator = usual
+    if not usual.is_running():
+        usual.start()
+
+
+@pytest.fixture
+def another_operator(request: pytest.FixtureRequest, operator_with: Callable[..., OperatorProcess]) -> OperatorProcess:
+    """An operator with the settings that the test's parameters name."""
+    return operator_with(**request.param)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """A web server for artifacts that can be made to do everything wrong, and keys and signatures made by openssl."""
 
+import hashlib
+import ssl
 import subprocess
 import threading
 from dataclasses import dataclass, field
@@ -7,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from localcluster.addresses import LOOPBACK, free_port
+from localcluster.pki import KeyPair
 
 
 @dataclass
@@ -14,7 +17,8 @@ class Answer:
     """What the server does when a path is asked for.
 
     `declared` is the Content-Length if it shall differ from the truth; a `gate` holds the second half of the body
-    back until it is set; `chunked` sends without saying how much.
+    back until it is set; `chunked` sends without saying how much. Whoever asks without the header `authorization`
+    that is demanded gets 401.
     """
 
     body: bytes = b""
@@ -24,20 +28,27 @@ class Answer:
     gate: threading.Event | None = None
     half_sent: threading.Event = field(default_factory=threading.Event)
     chunked: bool = False
+    authorization: str = ""
 
 
 class FileServer:
     """Serves what it is told, on loopback, from threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: KeyPair | None = None) -> None:
+        """With a certificate it speaks TLS."""
         self.answers: dict[str, Answer] = {}
         self.asked: list[str] = []
         self._port = free_port(LOOPBACK, set())
         self._server: ThreadingHTTPServer | None = None
+        self._context: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(certificate.certificate, certificate.key)
 
     def url(self, path: str) -> str:
         """Where a path is."""
-        return f"http://{LOOPBACK}:{self._port}/{path}"
+        scheme = "http" if self._context is None else "https"
+        return f"{scheme}://{LOOPBACK}:{self._port}/{path}"
 
     def start(self) -> None:
         """Listen, at the same address each time."""
@@ -45,6 +56,11 @@ class FileServer:
             return
         self._server = ThreadingHTTPServer((LOOPBACK, self._port), _handler_for(self))
         self._server.daemon_threads = True
+        if self._context is not None:
+            # Whoever does not believe the certificate hangs up, and must not hold up others: its thread does that.
+            self._server.socket = self._context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
@@ -63,6 +79,8 @@ def _handler_for(server: FileServer) -> type[BaseHTTPRequestHandler]:
             path = self.path.lstrip("/")
             server.asked.append(path)
             answer = server.answers.get(path, Answer(b"nothing here", status=404))
+            if answer.authorization and self.headers.get("Authorization") != answer.authorization:
+                answer = Answer(b"who are you?", status=401)
             self.send_response(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)
@@ -101,17 +119,19 @@ class Signer:
 
     def __init__(self, folder: Path, name: str, *options: str) -> None:
         self.name = name
-        self._private = folder / f"{name}.key"
+        self.private = folder / f"{name}.key"
         self._folder = folder
-        _run("openssl", "genpkey", *options, "-out", self._private)
-        self.public = _run("openssl", "pkey", "-in", self._private, "-pubout").decode()
+        _run("openssl", "genpkey", *options, "-out", self.private)
+        self.public = _run("openssl", "pkey", "-in", self.private, "-pubout").decode()
+        der = _run("openssl", "pkey", "-in", self.private, "-pubout", "-outform", "DER")
+        self.fingerprint = "sha256:" + hashlib.sha256(der).hexdigest()
 
     def sign(self, data: bytes) -> str:
         """Return the detached signature over a file with these bytes, in base64."""
         file = self._folder / "file-to-sign"
         file.write_bytes(data)
         command = 'openssl dgst -sha256 -sign "$1" "$2" | base64 -w0'
-        return _run("sh", "-c", command, "sign", self._private, file).decode()
+        return _run("sh", "-c", command, "sign", self.private, file).decode()
 
 
 P256 = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")

@@ -1,12 +1,14 @@
 """Given, When, Then: end-to-end tests as prose. One `Story` per test: its namespace, its nodes, its key, its files."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from e2e.files import P256, Answer, FileServer, Signer
 from e2e.operator_process import OperatorProcess
+from e2e.repository import Repository
 from e2e.watching import (
     GROUP_PATH,
     PATIENCE,
@@ -18,7 +20,7 @@ from e2e.watching import (
     is_observed,
 )
 from localcluster import Cluster
-from localcluster.apiclient import in_parallel
+from localcluster.apiclient import ApiError, in_parallel
 from localcluster.faults import Fault
 from outrider.api import names
 
@@ -27,6 +29,7 @@ ROLLOUT = "node-agent"
 NODES = "/api/v1/nodes"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/outrider-system/leases"
 SYSTEM = "outrider-system"
+SECRETS = f"/api/v1/namespaces/{SYSTEM}/secrets"
 POOL = "e2e.outrider.test/pool"
 TIMING = "fake.outrider.test/timing"
 
@@ -74,6 +77,11 @@ def agent_template(realistic: bool = False, **container: Any) -> Object:
     return pod
 
 
+def digest_of(content: bytes) -> str:
+    """Return the digest of a file."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
 def content_of(version: str) -> bytes:
     """Return the bytes of a version: a script that says its number."""
     return f"#!/bin/sh\necho node-agent {version}\n".encode()
@@ -94,11 +102,13 @@ class Story:
         self.files = files
         self.folder = folder
         self.key = names.assignment_key(self.namespace, COMPONENT)
+        self.repository = Repository(local, f"outrider/{self.namespace}/{COMPONENT}")
         self.nodes: list[str] = []
         self.signers: dict[str, Signer] = {}
         self.published: list[str] = []
         self.history: NodeHistory | None = None
         self._faults: list[Fault] = []
+        self._secrets: set[str] = set()
         self.client.create("/api/v1/namespaces", {"metadata": {"name": self.namespace}})
 
     # -- paths
@@ -117,6 +127,11 @@ class Story:
     def batches(self) -> str:
         """The collection of RolloutBatches."""
         return f"{GROUP_PATH}/namespaces/{self.namespace}/rolloutbatches"
+
+    @property
+    def jobs(self) -> str:
+        """The collection of Jobs."""
+        return f"/apis/batch/v1/namespaces/{self.namespace}/jobs"
 
     @property
     def pods(self) -> str:
@@ -176,36 +191,83 @@ class Story:
             self.signers[name] = Signer(self.folder, name, *(options or P256))
         return self.signers[name]
 
-    def trust(self, name: str = "release", *options: str) -> None:
-        """Put a public key into a trust Secret that is good for this story's namespace only."""
+    def trust(
+        self, name: str = "release", *options: str, content: str | None = None, annotations: Object | None = None
+    ) -> None:
+        """Put a public key (or whatever `content` is) into a trust Secret, good for this story's namespace only."""
         body = {
             "metadata": {
                 "name": f"{self.name}-{name}",
                 "labels": {names.LABEL_TRUST_KEY: "true"},
-                "annotations": {names.ANNOTATION_KEY_NAMESPACES: self.namespace},
+                "annotations": {names.ANNOTATION_KEY_NAMESPACES: self.namespace, **(annotations or {})},
             },
-            "stringData": {f"{name}.pub": self.signer(name, *options).public},
+            "stringData": {f"{name}.pub": content or self.signer(name, *options).public},
         }
-        self.client.create(f"/api/v1/namespaces/{SYSTEM}/secrets", body)
+        self._secrets.add(name)
+        self.client.create(SECRETS, body)
 
-    def create_version(self, version: str, answer: Answer | None = None, **changes: Any) -> bytes:
-        """Serve a file and create its ComponentVersion; `changes` override its one artifact. Returns the bytes."""
-        content = content_of(version)
-        path = f"{self.name}/{version}"
-        self.files.answers[path] = answer or Answer(content)
+    def distrust(self, name: str = "release") -> None:
+        """Delete a trust Secret."""
+        self.client.delete(f"{SECRETS}/{self.name}-{name}")
+
+    def change_trust(self, name: str = "release", **annotations: str | None) -> None:
+        """Annotate a trust Secret under our prefix (`not_after="…"`), or take an annotation away."""
+        changes = {f"{names.GROUP}/{key.replace('_', '-')}": value for key, value in annotations.items()}
+        self.client.merge(f"{SECRETS}/{self.name}-{name}", {"metadata": {"annotations": changes}})
+
+    def change_version(self, version: str, **spec: Any) -> None:
+        """Change fields of a ComponentVersion's spec."""
+        self.client.merge(f"{self.versions}/{COMPONENT}-{version}", {"spec": spec})
+
+    def change_artifact(self, version: str, **changes: Any) -> None:
+        """Replace fields of a ComponentVersion's one artifact."""
+        operations = [{"op": "add", "path": f"/spec/artifacts/0/{key}", "value": new} for key, new in changes.items()]
+        path = f"{self.versions}/{COMPONENT}-{version}"
+        self.client.raw("PATCH", path, operations, "application/json-patch+json")  # type: ignore[arg-type]
+
+    def annotate_version(self, version: str, annotation: str, value: str) -> None:
+        """Annotate a ComponentVersion."""
+        change = {"metadata": {"annotations": {annotation: value}}}
+        self.client.merge(f"{self.versions}/{COMPONENT}-{version}", change)
+
+    def serve(self, version: str, content: bytes, answer: Answer | None = None) -> str:
+        """Serve the file of a version, or another answer instead; returns the file's SHA-256."""
+        self.files.answers[f"{self.name}/{version}"] = answer or Answer(content)
+        return hashlib.sha256(content).hexdigest()
+
+    def source(self, version: str, **http: Any) -> Object:
+        """Return where the file of a version is served, as a version's source."""
+        return {"http": {"url": self.files.url(f"{self.name}/{version}"), **http}}
+
+    def create_version(
+        self,
+        version: str,
+        answer: Answer | None = None,
+        *,
+        content: bytes | None = None,
+        key: str = "release",
+        spec: Object | None = None,
+        **changes: Any,
+    ) -> bytes:
+        """Serve a file and create its ComponentVersion; `changes` override its one artifact, `spec` the rest.
+
+        Returns the bytes.
+        """
+        content = content_of(version) if content is None else content
         artifact = {
             "platform": {"os": "linux", "arch": "amd64"},
             "fileName": "node-agent",
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "source": {"http": {"url": self.files.url(path)}},
+            "sha256": self.serve(version, content, answer),
+            "source": self.source(version),
             **changes,
         }
-        artifact.setdefault("signature", {"inline": self.signer().sign(content)})
+        artifact.setdefault("signature", {"inline": self.signer(key).sign(content)})
+        artifact = {field: value for field, value in artifact.items() if value is not None}
         body = {
             "apiVersion": names.API_VERSION,
             "kind": "ComponentVersion",
             "metadata": {"name": f"{COMPONENT}-{version}"},
-            "spec": {"component": COMPONENT, "version": version, "artifacts": [artifact]},
+            "spec": {"component": COMPONENT, "version": version, "artifacts": [artifact], **(spec or {})},
         }
         self.client.create(self.versions, body)
         return content
@@ -270,8 +332,8 @@ class Story:
         for rollout in self.client.items(self.rollouts):
             self.client.delete(f"{self.rollouts}/{rollout['metadata']['name']}")
         self.client.delete(f"/api/v1/namespaces/{self.namespace}")
-        for name in self.signers:
-            self.client.delete(f"/api/v1/namespaces/{SYSTEM}/secrets/{self.name}-{name}")
+        for name in self._secrets:
+            self.distrust(name)
         in_parallel(self.local.remove_node, self.nodes)
 
 
@@ -379,6 +441,35 @@ class When:
         """Somebody serves a file and creates its ComponentVersion."""
         return self._story.create_version(version, answer, **changes)
 
+    def the_version_changes(self, version: str, **spec: Any) -> None:
+        """Somebody changes a version's spec, such as its stage."""
+        self._story.change_version(version, **spec)
+
+    def the_version_is_signed_again(self, version: str, key: str, content: bytes | None = None) -> None:
+        """Its author signs a version again, with another key."""
+        content = content_of(version) if content is None else content
+        self._story.change_artifact(version, signature={"inline": self._story.signer(key).sign(content)})
+
+    def somebody_asks_to_look_again(self, version: str) -> None:
+        """Somebody annotates a version with the request to verify it, or to try again."""
+        self._story.annotate_version(version, names.ANNOTATION_RECONCILE, str(time.time_ns()))
+
+    def a_key_comes(self, name: str, **options: Any) -> None:
+        """Whoever keeps the keys adds one."""
+        self._story.trust(name, **options)
+
+    def a_key_goes(self, name: str) -> None:
+        """Whoever keeps the keys takes one away."""
+        self._story.distrust(name)
+
+    def a_version_is_deleted(self, version: str) -> str:
+        """Somebody deletes a version; returns what the API server said against it."""
+        try:
+            self._story.client.raw("DELETE", f"{self._story.versions}/{COMPONENT}-{version}")
+        except ApiError as error:
+            return str(error)
+        return ""
+
     def the_rollout_is_created(self, version: str, **spec: Any) -> None:
         """Somebody creates the Rollout."""
         self._story.apply_rollout(version, **spec)
@@ -419,21 +510,42 @@ class Then:
         *,
         seconds: float = PATIENCE,
         never: str | None = None,
+        where: Callable[[Object], bool] = lambda _: True,
     ) -> Object:
-        """A version reaches a phase, with that reason of Ready; and it never is in the phase `never` before."""
+        """A version reaches a phase, with that reason of Ready; and it never is in the phase `never` before.
+
+        `where` may ask for more.
+        """
         story = self._story
 
         def reached(obj: Object) -> bool:
             seen = (obj.get("status") or {}).get("phase")
             assert never is None or seen != never, f"{version} became {never}"
             ready = condition(obj, "Ready")
-            return is_observed(obj) and seen == phase and (reason is None or ready.get("reason") == reason)
+            right = is_observed(obj) and seen == phase and (reason is None or ready.get("reason") == reason)
+            return right and where(obj)
 
         what = f"version {version} is {phase}" + (f" because of {reason}" if reason else "")
         obj = story.api.wait_for(story.versions, f"{COMPONENT}-{version}", reached, what, seconds=seconds)
         if phase == "Published":
             assert condition(obj, "Ready")["status"] == "True"
         return obj
+
+    def the_version_is_gone(self, version: str, *, seconds: float = PATIENCE) -> None:
+        """There is no such version any more."""
+        name = f"{COMPONENT}-{version}"
+        self._story.api.wait(
+            self._story.versions, lambda found: name not in found, f"version {version} is gone", seconds=seconds
+        )
+
+    def the_key_in_status_is(self, version: str, key: str, phase: str = "Published") -> Object:
+        """Status names the fingerprint of that key."""
+        fingerprint = self._story.signer(key).fingerprint
+
+        def named(obj: Object) -> bool:
+            return [_signature(one).get("keyFingerprint") for one in obj["status"]["artifacts"]] == [fingerprint]
+
+        return self.the_version_is(version, phase, where=named)
 
     def the_rollout_is(
         self,
@@ -517,14 +629,21 @@ class Then:
 
         return story.api.wait(NODES, holds, what, seconds=seconds, each=_ignore, labelSelector=f"{POOL}={story.name}")
 
-    def an_event_tells(self, reason: str, *words: str, seconds: float = 20) -> None:
-        """An event of that reason, with these words in its message, is posted."""
+    def an_event_tells(
+        self, reason: str, *words: str, seconds: float = 20, about: str = "", namespace: str = ""
+    ) -> None:
+        """An event of that reason, with these words in its message, is posted; about that object, if one is named."""
         story = self._story
 
         def told(found: dict[str, Object]) -> bool:
-            return any(e["reason"] == reason and all(word in e["message"] for word in words) for e in found.values())
+            return any(
+                e["reason"] == reason
+                and all(word in e["message"] for word in words)
+                and about in {"", e["involvedObject"]["name"]}
+                for e in found.values()
+            )
 
-        path = f"/api/v1/namespaces/{story.namespace}/events"
+        path = f"/api/v1/namespaces/{namespace or story.namespace}/events"
         story.api.wait(path, told, f"an event {reason} with {words}", seconds=seconds, each=_ignore)
 
     def no_node_was_moved(self) -> None:
@@ -563,6 +682,11 @@ class Then:
         story = self._story
         for obj in [*story.client.items(story.rollouts), *story.client.items(story.versions)]:
             assert_kstatus_clean(obj)
+
+
+def _signature(artifact: Object) -> Object:
+    signature: Object = artifact.get("signature") or {}
+    return signature
 
 
 def _ignore(_obj: Object) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import threading
 import urllib.error
 import urllib.request
@@ -13,50 +12,10 @@ from typing import Any
 import pytest
 
 from e2e.files import P256, P384, RSA3072, Answer
+from e2e.repository import INDEX
 from e2e.story import COMPONENT, Given, Story, Then, When, content_of
 from e2e.watching import Object, condition
 from outrider.api import names
-
-INDEX = "application/vnd.oci.image.index.v1+json"
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-
-
-def pull(story: Story, path: str, accept: str = "*/*") -> bytes:
-    """GET something below the component's repository, as curl would."""
-    url = f"http://{story.local.registry}/v2/outrider/{story.namespace}/{COMPONENT}/{path}"
-    with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=10) as answer:
-        content: bytes = answer.read()
-    return content
-
-
-def published_tags(story: Story) -> list[str]:
-    """Return the tags under which the component can be pulled; those of drafts, which begin with `_`, are none."""
-    try:
-        found = json.loads(pull(story, "tags/list")).get("tags") or []
-    except urllib.error.HTTPError as error:
-        if error.code != 404:
-            raise
-        return []
-    return [tag for tag in found if not tag.startswith("_")]
-
-
-def pulled_by_tag(story: Story, version: str) -> bytes:
-    """Pull a version as any OCI client does: tag → index → manifest → blob, each checked against its digest."""
-    index = json.loads(pull(story, f"manifests/{version}", INDEX))
-    assert index["artifactType"] == names.ARTIFACT_TYPE
-    [entry] = index["manifests"]
-    assert entry["platform"] == {"os": "linux", "architecture": "amd64"}
-    document = pull(story, f"manifests/{entry['digest']}", MANIFEST)
-    assert entry["digest"] == "sha256:" + hashlib.sha256(document).hexdigest()
-    manifest = json.loads(document)
-    assert manifest["artifactType"] == names.ARTIFACT_TYPE
-    [layer] = manifest["layers"]
-    assert layer["annotations"]["org.opencontainers.image.title"] == "node-agent"
-    blob = pull(story, f"blobs/{layer['digest']}")
-    assert layer["digest"] == "sha256:" + hashlib.sha256(blob).hexdigest()
-    assert layer["size"] == len(blob)
-    return blob
-
 
 # --- what is good -----------------------------------------------------------------------------
 
@@ -80,8 +39,10 @@ def test_a_signed_file_becomes_a_published_version_that_any_oci_client_can_pull(
         assert condition(version, kind)["status"] == "True", kind
     with urllib.request.urlopen(artifact["downloadURL"], timeout=10) as answer:  # noqa: S310
         assert answer.read() == content
-    assert pulled_by_tag(story, "1.0.0") == content
-    assert status["reference"].endswith("@sha256:" + hashlib.sha256(pull(story, "manifests/1.0.0", INDEX)).hexdigest())
+    assert story.repository.pull("1.0.0") == content
+    assert status["reference"].endswith(
+        "@sha256:" + hashlib.sha256(story.repository.get("manifests/1.0.0", INDEX)).hexdigest()
+    )
     then.an_event_tells("ArtifactsStored")
     then.an_event_tells("SignaturesVerified")
     then.an_event_tells("Published", "Phase is now Published")
@@ -97,7 +58,7 @@ def test_a_version_can_come_from_a_config_map(story: Story, given: Given, when: 
     )
     when.a_version_is_created("1.0.0", source={"configMap": {"name": "agent", "key": "run.sh"}})
     then.the_version_is("1.0.0", "Published")
-    assert pulled_by_tag(story, "1.0.0") == content
+    assert story.repository.pull("1.0.0") == content
     assert f"{story.name}/1.0.0" not in story.files.asked
 
 
@@ -220,7 +181,7 @@ def test_it_is_never_published_with(story: Story, given: Given, when: When, then
     assert condition(version, refusal.step)["status"] == ("Unknown" if refusal.waits else "False")
     assert version["status"].get("publishedAt") is None
     assert version["status"].get("reference") is None
-    assert published_tags(story) == []
+    assert story.repository.tags() == []
     then.an_event_tells(refusal.reason)
 
 
@@ -255,7 +216,7 @@ def test_without_a_trusted_key_it_waits_for_one(story: Story, when: When, then: 
     version = then.the_version_is("1.0.0", "Draft", "NoTrustedKey", never="Published")
     assert "outrider-system" in condition(version, "Ready")["message"]
     assert condition(version, "Stored")["status"] == "True"
-    assert published_tags(story) == []
+    assert story.repository.tags() == []
 
     story.trust()
     then.the_version_is("1.0.0", "Published", seconds=20)
@@ -293,7 +254,7 @@ def test_when_the_registry_comes_back_it_is_published(story: Story, given: Given
 
     story.local.start_registry()
     then.the_version_is("1.0.0", "Published", seconds=20)
-    assert pulled_by_tag(story, "1.0.0") == content_of("1.0.0")
+    assert story.repository.pull("1.0.0") == content_of("1.0.0")
 
 
 def test_a_registry_that_dies_in_the_middle_of_a_push_leaves_nothing_half_stored(
@@ -318,13 +279,13 @@ def test_a_registry_that_dies_in_the_middle_of_a_push_leaves_nothing_half_stored
 
     story.local.start_registry()
     then.the_version_is("1.0.0", "Draft", "SourceUnreachable", never="Published")
-    assert published_tags(story) == []
+    assert story.repository.tags() == []
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        pull(story, f"blobs/sha256:{hashlib.sha256(content).hexdigest()}")
+        story.repository.get(f"blobs/sha256:{hashlib.sha256(content).hexdigest()}")
 
     story.files.answers[f"{story.name}/1.0.0"] = Answer(content)
     then.the_version_is("1.0.0", "Published", seconds=20)
-    assert pulled_by_tag(story, "1.0.0") == content
+    assert story.repository.pull("1.0.0") == content
 
 
 def test_killed_while_it_stores_the_operator_begins_again_and_publishes(
@@ -337,17 +298,17 @@ def test_killed_while_it_stores_the_operator_begins_again_and_publishes(
     story.operator.kill()
     assert slow.gate is not None
     slow.gate.set()
-    assert published_tags(story) == []
+    assert story.repository.tags() == []
     story.operator.start()
     then.the_version_is("1.0.0", "Published", seconds=40)
-    assert pulled_by_tag(story, "1.0.0") == content_of("1.0.0")
+    assert story.repository.pull("1.0.0") == content_of("1.0.0")
 
 
 def test_a_published_version_cannot_be_changed(story: Story, given: Given, then: Then) -> None:
     given.published_versions("1.0.0")
     before: Object = story.version("1.0.0")
     change: Any = [{"op": "replace", "path": "/spec/artifacts/0/sha256", "value": "b" * 64}]
-    with pytest.raises(Exception, match="a version that was published cannot be changed"):
+    with pytest.raises(Exception, match="a version that has left Draft cannot be changed"):
         story.client.raw("PATCH", f"{story.versions}/{COMPONENT}-1.0.0", change, "application/json-patch+json")
     assert story.version("1.0.0")["spec"] == before["spec"]
     then.kstatus_is_clean()

@@ -30,6 +30,7 @@ POD_BEHAVIOURS = (
     "restarts",
     "image-pull-error",
     "config-error",
+    "fails",
     "stuck-terminating",
 )
 NODE_BEHAVIOURS = ("not-ready", "unreachable")
@@ -509,6 +510,7 @@ def pod_fault_stages(
         "restarts": lambda: _restarts(number),
         "image-pull-error": _image_pull_error,
         "config-error": _config_error,
+        "fails": _fails,
     }[behaviour]()
     return [
         _stage(
@@ -597,6 +599,26 @@ def _config_error() -> list[_Step]:
         _Step(f'{_WAITS} != "{reason}"', _status("Pending", containers, ready=False)),
         _hold(f'{_WAITS} == "{reason}"'),
     ]
+
+
+def _fails() -> list[_Step]:
+    """The pod of a Job that ends badly, with a word about it as from a termination log."""
+    ended = """
+  imageID: {{ printf "fake@sha256:%s" (sha256sum $item.image) | Quote }}
+  ready: false
+  started: false
+  restartCount: 0
+  state:
+    terminated:
+      containerID: {{ $id | Quote }}
+      exitCode: 1
+      reason: Error
+      message: the agent does not answer
+      startedAt: {{ $now | Quote }}
+      finishedAt: {{ $now | Quote }}
+"""
+    failed = _status("Failed", _containers(ended, others_ready=False), ready=False)
+    return [_Step('.status.phase != "Failed"', failed), _hold('.status.phase == "Failed"')]
 
 
 _ANNOTATED_NUMBER = (

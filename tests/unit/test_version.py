@@ -15,6 +15,7 @@ from outrider.api.componentversion import (
     Artifact,
     ComponentVersionSpec,
     ComponentVersionStatus,
+    Signature,
     Stage,
     StoredArtifact,
     StoredSignature,
@@ -489,6 +490,39 @@ def test_it_is_looked_at_again_when_it_expires_and_when_it_is_to_be_verified() -
     assert plan_version(later()).wake_at == NOW + DAY
     expires = make_spec("Published").model_copy(update={"expires_at": NOW + 2 * HOUR})
     assert plan_version(later(spec=expires)).wake_at == NOW + 2 * HOUR
+
+
+SIGNED_AGAIN = AMD.model_copy(update={"signature": Signature(inline="c2lnbmVkIGFnYWlu")})
+NOT_STORED = make_failure("Store", stalled=True, retry_at=NOW + 2 * HOUR)
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({}, None),
+        ({"trusted": frozenset[str]()}, ("Verify", "linux/amd64")),
+        ({"now": NOW + DAY}, ("Verify", "linux/amd64")),
+        ({"verify_after": NOW + HOUR}, ("Verify", "linux/amd64")),
+        # Nobody can tell at the moment: then it is that which is tried again, when it is time, and nothing else.
+        ({"trusted": frozenset[str](), "failure": make_failure("Verify", retry_at=NOW + 2 * HOUR)}, None),
+        # It was refused, and the new signature cannot be had: it stays withdrawn, and only that is tried again.
+        ({"trusted": frozenset[str](), "failure": REFUSED}, ("Store", "linux/amd64")),
+    ],
+)
+def test_a_new_signature_that_cannot_be_had_keeps_nothing_from_being_verified_again(
+    changes: dict[str, Any], step: tuple[str, str] | None
+) -> None:
+    snapshot = later(**{"spec": make_spec("Published", SIGNED_AGAIN, ARM), "failure": NOT_STORED, **changes})
+    plan = plan_version(snapshot)
+    assert (step_name(plan.step) if plan.step is not None else None) == step
+
+
+def test_what_is_withdrawn_and_cannot_be_signed_again_is_not_tried_without_end() -> None:
+    spec = make_spec("Published", SIGNED_AGAIN)
+    withdrawn = plan_version(later(spec=spec, trusted=frozenset(), failure=REFUSED)).status
+    assert withdrawn.phase == "Withdrawn"
+    plan = plan_version(later(spec=spec, status=withdrawn, done=Done(), trusted=frozenset(), failure=NOT_STORED))
+    assert (plan.status.phase, plan.step) == ("Withdrawn", None)
 
 
 # -- what holds it at Draft although it is verified

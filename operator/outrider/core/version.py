@@ -23,6 +23,7 @@ from typing import Literal
 from outrider.api.componentversion import Artifact, ComponentVersionStatus, Phase, StoredArtifact
 from outrider.core.plan import Event
 from outrider.core.version_snapshot import (
+    MISSING,
     AnyStep,
     Delete,
     Deletion,
@@ -208,20 +209,36 @@ def _what_counts(seen: VersionSnapshot) -> dict[str, StoredArtifact]:
 def _next_step(seen: VersionSnapshot, artifacts: Mapping[str, StoredArtifact]) -> AnyStep | None:
     """Return what has to be stored or verified next; for what was published, what has to be verified again."""
     first = seen.status.published_at is None
+    failure = seen.failure
+    if not first and failure is not None and failure.step in {"Store", "Verify"} and not failure.condemns:
+        # A new signature that cannot be fetched must not keep what is published from being verified again: its author
+        # could give one that never can.
+        for artifact in seen.spec.artifacts:
+            stored = artifacts.get(str(artifact.platform))
+            if stored is not None and (again := _verify_again(seen, artifact, stored)) is not None:
+                return again
     for artifact in seen.spec.artifacts:
         stored = artifacts.get(str(artifact.platform))
         if stored is None or stored.spec_hash != hash_artifact(artifact):
             return Store(artifact, None if first else stored)
         if stored.signature is None:
             return Verify(artifact, stored, first=first)
-        if first:
-            continue
-        if stored.signature.verified_at + seen.verification_lasts <= seen.now or (
-            seen.verify_after is not None and stored.signature.verified_at < seen.verify_after
-        ):
-            return Verify(artifact, stored, first=False)
-        if stored.signature.key_fingerprint not in seen.trusted:
-            return Verify(artifact, stored, thorough=False, first=False)
+        if not first and (again := _verify_again(seen, artifact, stored)) is not None:
+            return again
+    return None
+
+
+def _verify_again(seen: VersionSnapshot, artifact: Artifact, stored: StoredArtifact) -> Verify | None:
+    """Return how an artifact that is verified has to be verified once more; None if it need not be."""
+    signature = stored.signature
+    if signature is None or stored.spec_hash == MISSING:
+        return None
+    if signature.verified_at + seen.verification_lasts <= seen.now or (
+        seen.verify_after is not None and signature.verified_at < seen.verify_after
+    ):
+        return Verify(artifact, stored, first=False)
+    if signature.key_fingerprint not in seen.trusted:
+        return Verify(artifact, stored, thorough=False, first=False)
     return None
 
 
