@@ -1,7 +1,8 @@
 """ComponentVersions: gather, plan, do the one step that is next, report.
 
 Steps move gigabytes and take minutes, so that they run beside the passes: a pass only starts one, or takes note of how
-it ended. At most `ingest_concurrency` of them run at a time. A step whose version was changed or deleted meanwhile is
+it ended. At most `ingest_concurrency` of them run at a time that fetch something from elsewhere, and as many that work
+on what is stored already. A step whose version was changed or deleted meanwhile is
 cancelled, and whatever it still achieves is forgotten.
 """
 
@@ -36,6 +37,8 @@ from outrider.core.version_snapshot import (
     Problem,
     Running,
     Step,
+    Store,
+    Verify,
     VersionSnapshot,
 )
 from outrider.core.version_status import conclude_unreadable
@@ -97,7 +100,10 @@ class VersionReconciler:
         self._enqueue = enqueue
         self._steps = VersionSteps(cluster, versions, trust, jobs, settings)
         self._memories: dict[str, _Memory] = {}
-        self._slots = asyncio.Semaphore(settings.ingest_concurrency)
+        # What goes to places that authors name may be held up there for as long as a timeout allows. It must not hold
+        # up what needs nobody but the operator's own registry: above all to find out what is to be withdrawn.
+        self._outside = asyncio.Semaphore(settings.ingest_concurrency)
+        self._inside = asyncio.Semaphore(settings.ingest_concurrency)
 
     async def reconcile(self, key: str) -> float | None:
         """Make one pass over `namespace/name`; returns the seconds after which to look again."""
@@ -317,7 +323,7 @@ class VersionReconciler:
         trust = self._trust.generation
         result = "passed"
         try:
-            async with self._slots:
+            async with self._outside if _goes_outside(step) else self._inside:
                 if memory.cancelled.is_set():
                     return
                 memory.done = await self._steps.perform(step, subject, memory.done, memory.cancelled.is_set)
@@ -357,6 +363,11 @@ class VersionReconciler:
             memory.attempts,
             clock.now() + timedelta(seconds=delay),
         )
+
+
+def _goes_outside(step: AnyStep) -> bool:
+    """Say whether a step asks a server that the version's author has named."""
+    return isinstance(step, Store) or (isinstance(step, Verify) and step.stored.kind == "Image")
 
 
 def _spread(uid: str) -> float:
