@@ -1,7 +1,7 @@
 """The steps of a version, done: store, verify, index, test, publish, delete. What blocks runs in threads."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from outrider.adapters import clock, ingest, sources
@@ -331,7 +331,7 @@ class VersionSteps:
         return registry.reference(repository, index.digest)
 
     def _delete(self, subject: Subject, artifacts: Sequence[StoredArtifact], reference: str | None) -> None:
-        keep = self._digests_of_others(subject)
+        keep = digests_of_others(self._versions.values(), subject)
         if artifacts[0].kind == "Image":
             delete_images(self._places, self._repository(subject), subject.spec.version, artifacts, keep)
             return
@@ -343,24 +343,34 @@ class VersionSteps:
             ingest.delete_version(
                 registry,
                 repository,
-                manifests=[_digest_of(stored.reference) for stored in artifacts],
-                index=index,
+                manifests=[d for stored in artifacts if (d := _digest_of(stored.reference)) not in keep],
+                index=index if index not in keep else None,
                 keep_blobs=keep,
             )
 
-    def _digests_of_others(self, subject: Subject) -> frozenset[str]:
-        """Return the files that other versions of the component have, too: they stay."""
-        return frozenset(
-            stored["digest"]
-            for other in self._versions.values()
-            if other["metadata"]["namespace"] == subject.namespace
-            and other["spec"]["component"] == subject.spec.component
-            and other["metadata"]["uid"] != subject.uid
-            for stored in (other.get("status") or {}).get("artifacts") or []
-        )
-
     def _repository(self, subject: Subject) -> str:
         return self._places.repository(subject.namespace, subject.spec.component)
+
+
+def digests_of_others(versions: Iterable[Json], subject: Subject) -> frozenset[str]:
+    """Return what other versions of the component need in its repository: their files, manifests and indexes.
+
+    The repository is shared, and an author may name in one version what another has stored: as a file, or as an image.
+    Files count from the moment that a spec names them: they may be found here before a status says so.
+    """
+    needed: set[str] = set()
+    for other in versions:
+        metadata, spec, status = other["metadata"], other["spec"], other.get("status") or {}
+        if (metadata["namespace"], spec["component"]) != (subject.namespace, subject.spec.component):
+            continue
+        if metadata["uid"] == subject.uid:
+            continue
+        needed |= {f"sha256:{artifact['sha256']}" for artifact in spec["artifacts"]}
+        for stored in status.get("artifacts") or []:
+            needed |= {stored["digest"], _digest_of(stored["reference"])}
+        if status.get("reference"):
+            needed.add(_digest_of(status["reference"]))
+    return frozenset(needed)
 
 
 def _with(done: Done, stored: StoredArtifact) -> Done:
