@@ -14,12 +14,11 @@ from click.testing import CliRunner
 
 import outrider
 from adapters.realservers import BCRYPT, PASSWORD, USERNAME, RealRegistry, running_registry, sha256_of
-from adapters.realtools import KEY_OPTIONS, Cosign, ToolError
+from adapters.realtools import KEY_OPTIONS, ToolError, Tools
 from adapters.signing import MakeSigner, Signer
 from outrider.__main__ import main
 from outrider.adapters.ingest import ArtifactFacts, store_artifact_manifest, store_evidence, store_index
 from outrider.adapters.registry import OciRegistry
-from outrider.cli.verification import Reference, parse_reference
 from outrider.trust.evidence import Evidence
 from unit.authors import Author, evidence, statement
 
@@ -165,8 +164,8 @@ def test_a_binding_can_be_demanded(desk: Desk) -> None:
             ("verify", "node-agent", "--key", "release.pub", "--signature", "raw.sig", "--bundle", "raw.sig"),
             "a file needs exactly one of --signature",
         ),
-        (("verify", "nothing", "--key", "release.pub"), "there is no file nothing, and it is no reference either"),
-        (("verify", "a/b", "--key", "release.pub"), "there is no file a/b, and it is no reference either"),
+        (("verify", "nothing", "--key", "release.pub"), "there is no file nothing; and as a reference: "),
+        (("verify", "a/b", "--key", "release.pub"), "there is no file a/b; and as a reference: "),
         (("verify", "node-agent", "--key", "node-agent.sig", "--signature", "raw.sig"), "it is not PEM"),
         (("verify", "node-agent", "--key", "nothing", "--signature", "raw.sig"), "'nothing' does not exist"),
         (
@@ -181,7 +180,7 @@ def test_a_binding_can_be_demanded(desk: Desk) -> None:
             ("verify", "node-agent", "--key", "release.pub", "--statement", "raw.sig", "--component", "agent"),
             "give --version",
         ),
-        (("verify", "localhost:1/a/b", "--key", "release.pub", "--bundle", "raw.sig"), "are for files"),
+        (("verify", "localhost:1/a/b:1.0", "--key", "release.pub", "--bundle", "raw.sig"), "are for files"),
     ],
 )
 def test_wrong_usage_says_what_is_wrong(desk: Desk, arguments: tuple[str, ...], text: str) -> None:
@@ -216,8 +215,8 @@ def test_without_an_output_file_the_statement_is_all_that_stdout_gets(desk: Desk
 
 
 @pytest.mark.parametrize("kind", KEY_OPTIONS)
-def test_cosign_checks_what_is_signed_here(desk: Desk, cosign: Cosign, make_signer: MakeSigner, kind: str) -> None:
-    signer = make_signer(kind, *KEY_OPTIONS[kind])
+def test_cosign_checks_what_is_signed_here(desk: Desk, tools: Tools, signers: dict[str, Signer], kind: str) -> None:
+    signer, cosign = signers[kind], tools.cosign
     arguments = ("sign", "node-agent", *AS_AGENT, "--key", str(signer.private), "--format", "bundle")
     assert desk.run(*arguments, "--output", "bundle.json").code == 0
     bundle = (desk.folder / "bundle.json").read_bytes()
@@ -387,7 +386,7 @@ def test_what_cannot_be_told_is_neither(desk: Desk, registry: RealRegistry) -> N
     arguments = ("verify", f"{registry.host}/fleet/agent:1.4.0", "--key", "release.pub")
     ran = desk.run(*arguments, "--plain-http")
     assert ran.code == 3
-    assert "CANNOT TELL: ArtifactMissing: there is no 1.4.0 in " in ran.out
+    assert "CANNOT TELL: ArtifactMissing: there is no " in ran.out
     registry.kill()
     ran = desk.start(*arguments, "--plain-http", "--output", "json")
     assert ran.code == 3
@@ -410,26 +409,56 @@ def test_a_private_registry_wants_credentials(desk: Desk, tmp_path: Path) -> Non
         assert ran.code == 0, ran.out
 
 
-@pytest.mark.parametrize(
-    ("text", "reference"),
-    [
-        ("localhost/a", Reference("localhost", "a", "latest")),
-        ("r.example.com/a/b:1.0", Reference("r.example.com", "a/b", "1.0")),
-        ("127.0.0.1:5000/a@sha256:" + "0" * 64, Reference("127.0.0.1:5000", "a", "sha256:" + "0" * 64)),
-        ("r:5000/a:1.0@sha256:" + "0" * 64, Reference("r:5000", "a", "sha256:" + "0" * 64)),
-        ("[::1]:5000/a:1.0", Reference("[::1]:5000", "a", "1.0")),
-        ("a/b", None),
-        ("node-agent", None),
-        ("./node-agent", None),
-        ("/tmp/node-agent", None),
-        ("r.example.com/a@sha512:" + "0" * 128, None),
-        ("https://r.example.com/a", None),
-        ("r.example.com/a b", None),
-        ("", None),
-    ],
-)
-def test_references_are_told_from_files(text: str, reference: Reference | None) -> None:
-    assert parse_reference(text) == reference
+# What others publish
+
+
+def test_an_image_that_cosign_signed(
+    desk: Desk, tools: Tools, signers: dict[str, Signer], shared_registry: RealRegistry, repository: str
+) -> None:
+    name = f"{shared_registry.host}/{repository}"
+    digest = tools.crane.push_image(f"{name}:1.0", {"agent": FILE})
+    ran = desk.run("verify", f"{name}:1.0", "--key", str(signers["P-256"].public), "--plain-http")
+    assert ran.code == 1
+    assert "REFUSED: SignatureMissing: " in ran.out
+    tools.cosign.sign(f"{name}@{digest}", signers["P-256"])
+    tools.cosign.sign(f"{name}@{digest}", signers["P-384"], classic=True)
+    for kind, format_ in (("P-256", "SigstoreAttestation"), ("P-384", "CosignClassic")):
+        for reference in (f"{name}:1.0", f"{name}@{digest}"):
+            ran = desk.run("verify", reference, "--key", str(signers[kind].public), "--plain-http")
+            assert ran.code == 0, ran.out
+            assert ran.out.startswith(f"{name}@{digest} (")
+            assert f"format {format_}" in ran.out
+    arguments = ("verify", f"{name}:1.0", "--key", str(signers["P-256"].public), "--plain-http", "--platform")
+    assert desk.run(*arguments, "linux/amd64").code == 0
+    ran = desk.run(*arguments, "linux/arm64")
+    assert ran.code == 1
+    assert "PlatformNotFound" in ran.out
+    assert desk.run("verify", f"{name}:1.0", "--key", str(signers["RSA-3072"].public), "--plain-http").code == 1
+
+
+def test_a_file_in_an_artifact_that_cosign_signed(
+    desk: Desk, tools: Tools, signers: dict[str, Signer], shared_registry: RealRegistry, repository: str
+) -> None:
+    name = f"{shared_registry.host}/{repository}"
+    signer = signers["P-384"]
+    digest = tools.oras.push(f"{name}:1.4.0", desk.folder / "node-agent")
+    arguments = ("verify", f"{name}:1.4.0", "--key", str(signer.public), "--plain-http")
+    tools.cosign.sign(f"{name}@{digest}", signer)
+    ran = desk.run(*arguments, "--sha256", SHA256)
+    assert ran.code == 0, ran.out
+    assert "1 document leads from what was signed to the file" in ran.out
+    assert desk.run(*arguments).code == 0
+    ran = desk.run(*arguments, "--sha256", "0" * 64)
+    assert ran.code == 1
+    assert "LayerNotFound" in ran.out
+    ran = desk.run(*arguments, "--sha256", SHA256, *AS_AGENT, "--require-binding")
+    assert ran.code == 1
+    assert "BindingRequired" in ran.out
+    predicate = {"component": "agent", "version": "1.4.0", "platform": "linux/amd64", "size": len(FILE)}
+    tools.cosign.attest(f"{name}@{digest}", signer, predicate)
+    ran = desk.run(*arguments, "--sha256", SHA256, *AS_AGENT, "--require-binding")
+    assert ran.code == 0, ran.out
+    assert "the statement binds agent 1.4.0 linux/amd64" in ran.out
 
 
 def test_help_is_quick_and_loads_nothing_of_this(desk: Desk) -> None:

@@ -30,6 +30,7 @@ from outrider.adapters.ingest import (
     find_stored,
     ingest,
     load_evidence,
+    look_up,
     parse_artifact_manifest,
     parse_evidence_manifest,
     parse_index,
@@ -472,6 +473,19 @@ def test_a_p384_key_has_a_second_digest_computed_in_the_same_pass(client: OciReg
     assert stored.further_digests == {}
     assert (stored := read_back(client, repository, manifest.digest, keys=[other.key, author.key])) is not None
     assert stored.further_digests == {"sha384": hashlib.sha384(FILE).hexdigest()}
+
+
+def test_who_vouches_for_a_file_can_be_asked_again_without_reading_it(registry: RealRegistry) -> None:
+    with registry.client() as client:
+        assert look_up(client, "fleet/agent", "sha256:" + "0" * 64) is None
+        manifest = stored_manifest(client, "fleet/agent")
+        store_evidence(client, "fleet/agent", manifest, SIGNED)
+        assert look_up(client, "fleet/agent", manifest.digest) == read_back(client, "fleet/agent", manifest.digest)
+        registry.blob_file("sha256:" + SHA256).write_bytes(b"!" * len(FILE))
+        assert (said := look_up(client, "fleet/agent", manifest.digest)) is not None
+        assert said.sha256 == SHA256
+        client.delete_blob("fleet/agent", "sha256:" + SHA256)
+        assert look_up(client, "fleet/agent", manifest.digest) is None
 
 
 # Deletion

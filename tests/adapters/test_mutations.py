@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,11 +22,16 @@ from adapters.realservers import RealRegistry, sha256_of
 from adapters.realtools import Tools, raw_signature
 from adapters.reports import Mutations, Reports
 from adapters.signing import Signer
+from outrider.adapters.ingest import ArtifactFacts, load_evidence, store_artifact_manifest, store_evidence
+from outrider.adapters.ocisource import collect_evidence, open_artifact, parse_reference
+from outrider.adapters.registry import MANIFEST_TYPE, Descriptor, OciRegistry
 from outrider.api.errors import Stalling
+from outrider.api.names import STATEMENT_TYPE
+from outrider.trust.digest import digest_of
 from outrider.trust.evidence import FORMATS, Evidence, decode_evidence, encode_evidence
 from outrider.trust.keys import TrustedKey, parse_public_key
 from outrider.trust.signing import parse_private_key, sign_statement
-from outrider.trust.statement import Binding, build_statement
+from outrider.trust.statement import COSIGN_SIGN_TYPE, Binding, build_statement
 from outrider.trust.verify import Verification, verify_artifact
 
 COMPONENT = "agent"
@@ -145,7 +151,8 @@ def test_no_byte_of_anything_that_counts_can_be_changed(signed: dict[str, Signed
         attempt("file and declared digest", partial(with_artifact, artifact, sha256_of(artifact)))
     for what, evidence in changed_parts(one.evidence):
         attempt(what, partial(with_evidence, evidence))
-    for stored in mutations(encode_evidence(one.evidence)):
+    # It holds all of that once more, in base64.
+    for stored in mutations(encode_evidence(one.evidence), every=16):
         attempt("evidence", partial(with_stored, stored))
 
     assert not holes, f"{len(holes)} mutations were accepted, of: {sorted(set(holes))}"
@@ -179,6 +186,98 @@ def test_nothing_that_nobody_signed_turns_a_refusal_into_trust(
             reports.metadata[what] += 1
 
 
+def test_nothing_that_lies_around_in_a_registry_makes_an_unsigned_file_a_signed_one(
+    tools: Tools, signed: dict[str, Signed], client: OciRegistry, tmp_path: Path, reports: Reports
+) -> None:
+    file = tmp_path / "node-agent"
+    file.write_bytes(OTHER)
+    repository = "unsigned"
+    reference = f"{client.host}/{repository}@{tools.oras.push(f'{client.host}/{repository}:1', file)}"
+    artifact = open_artifact(parse_reference(reference), sha256_of(OTHER), client)
+    subject = Descriptor(digest_of(artifact.chain[0]), len(artifact.chain[0]))
+    ours = store_artifact_manifest(
+        client, repository, artifact.blob, ArtifactFacts(COMPONENT, VERSION, PLATFORM, "node-agent")
+    )
+
+    for stolen in signed.values():
+        # Beside our own manifest, as if the operator had stored it.
+        store_evidence(client, repository, ours, stolen.evidence)
+        # Beside the author's, as cosign would have put it, now and before.
+        layer = client.push_bytes(repository, stolen.evidence.document)
+        for predicate in (COSIGN_SIGN_TYPE, STATEMENT_TYPE):
+            content = _bundle_manifest(subject, layer, {_PREDICATE: predicate, _TITLE: "node-agent"})
+            client.push_referrer(repository, content, MANIFEST_TYPE, subject.digest)
+    classic = signed["cosign sign, classic"].evidence
+    about_this = classic.document.replace(digest_of(classic.chain[0]).encode(), subject.digest.encode())
+    assert about_this != classic.document
+    payloads = [client.push_bytes(repository, payload) for payload in (classic.document, about_this)]
+    client.push_manifest(
+        repository,
+        _classic_manifest(payloads, classic.signature),
+        MANIFEST_TYPE,
+        f"{subject.digest.replace(':', '-')}.sig",
+    )
+
+    key = signed["openssl dgst"].key
+    found = [
+        *collect_evidence(client, repository, artifact.chain),
+        *load_evidence(client, repository, ours.digest),
+    ]
+    assert {evidence.format for evidence in found} == set(FORMATS)
+    for evidence in [*([each] for each in found), found]:
+        with pytest.raises(Stalling):
+            verify_artifact(
+                component=COMPONENT,
+                namespace="default",
+                version=VERSION,
+                platform=PLATFORM,
+                size=len(OTHER),
+                expected_sha256=sha256_of(OTHER),
+                actual_sha256=sha256_of(OTHER),
+                evidence=evidence,
+                keys=[key],
+                further_digests={"sha384": hashlib.sha384(OTHER).hexdigest()},
+            )
+    reports.metadata["signatures of another file, planted in a registry"] += len(found)
+
+
+_BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_PREDICATE = "dev.sigstore.bundle.predicateType"
+_TITLE = "org.opencontainers.image.title"
+_EMPTY = {
+    "mediaType": "application/vnd.oci.empty.v1+json",
+    "digest": f"sha256:{sha256_of(b'{}')}",
+    "size": 2,
+}
+
+
+def _bundle_manifest(subject: Descriptor, layer: Descriptor, annotations: dict[str, str]) -> bytes:
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": _BUNDLE_TYPE,
+            "config": _EMPTY,
+            "layers": [{"mediaType": _BUNDLE_TYPE, "digest": layer.digest, "size": layer.size}],
+            "subject": {"mediaType": MANIFEST_TYPE, "digest": subject.digest, "size": subject.size},
+            "annotations": annotations,
+        }
+    ).encode()
+
+
+def _classic_manifest(payloads: list[Descriptor], signature: str) -> bytes:
+    layers = [
+        {
+            "mediaType": "application/vnd.dev.cosign.simplesigning.v1+json",
+            "digest": payload.digest,
+            "size": payload.size,
+            "annotations": {"dev.cosignproject.cosign/signature": signature},
+        }
+        for payload in payloads
+    ]
+    return json.dumps({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": _EMPTY, "layers": layers}).encode()
+
+
 def verify(
     one: Signed,
     *,
@@ -208,19 +307,23 @@ def verify(
     )
 
 
-def mutations(data: bytes, *, every_value: bool = False) -> Iterator[bytes]:
-    """Return `data` with one byte changed, left out, doubled or put in, at each position, and cut at each length."""
+def mutations(data: bytes, *, every_value: bool = False, every: int = 1) -> Iterator[bytes]:
+    """Return `data` with one byte changed, at each position.
+
+    With `every_value` to each other value. At each `every`-th position also with one left out, doubled or put in, and
+    cut off there.
+    """
     for at in range(len(data)):
         head, byte, tail = data[:at], data[at], data[at + 1 :]
-        values = set(range(256)) if every_value else {byte ^ mask for mask in (0x01, 0x20, 0x80, 0xFF)}
-        for value in values - {byte}:
+        masks = (0x01, 0x20, 0x80, 0xFF) if at % every == 0 else (0x01,)
+        for value in (set(range(256)) if every_value else {byte ^ mask for mask in masks}) - {byte}:
             yield head + bytes([value]) + tail
-        yield head + tail
-        yield head + bytes([byte, byte]) + tail
-        for value in (0x00, 0x20):
-            yield head + bytes([value, byte]) + tail
-        if tail:
-            yield data[: at + 1]
+        if at % every == 0:
+            yield head + tail
+            for value in (byte, 0x00, 0x20):
+                yield head + bytes([value, byte]) + tail
+            if tail:
+                yield data[: at + 1]
     yield data + b"\0"
     yield data + b"\n"
 
@@ -235,7 +338,7 @@ def changed_parts(evidence: Evidence) -> Iterator[tuple[str, Evidence]]:
         for text in mutations(evidence.signature.encode()):
             yield "signature", replace(evidence, signature=text.decode("latin-1"))
     for number, document in enumerate(evidence.chain):
-        for changed in mutations(document):
+        for changed in mutations(document, every=8):
             chain = (*evidence.chain[:number], changed, *evidence.chain[number + 1 :])
             yield "chain", replace(evidence, chain=chain)
     if evidence.format in {"SigstoreBundle", "SigstoreAttestation", "OutriderStatement"}:

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ class Bench:
         self.folder = folder
         self.count = count
         self.server = RealHttpServer()
+        self._signing = threading.Lock()
         self.versions = f"/apis/{names.API_VERSION}/namespaces/{FLEET}/componentversions"
 
     def prepare(self) -> None:
@@ -89,6 +91,10 @@ class Bench:
                 return time.monotonic() - begun
             time.sleep(0.5)
 
+    def _sign(self, content: bytes) -> str:
+        with self._signing:  # it signs one file at a time
+            return self.signer.sign(content)
+
     def _create(self, number: int) -> None:
         component, version = f"agent-{number // VERSIONS_OF_ONE}", f"1.{number % VERSIONS_OF_ONE}.0"
         content = f"#!/bin/sh\necho {component} {version}\n".encode()
@@ -98,9 +104,11 @@ class Bench:
             "fileName": "agent",
             "sha256": hashlib.sha256(content).hexdigest(),
             "source": {"http": {"url": url}},
-            "signature": {"inline": self.signer.sign(content)},
+            "signature": {"inline": self._sign(content)},
         }
         body: Object = {
+            "apiVersion": names.API_VERSION,
+            "kind": "ComponentVersion",
             "metadata": {"name": f"{component}-{version}"},
             "spec": {"component": component, "version": version, "artifacts": [artifact]},
         }

@@ -418,16 +418,26 @@ def test_a_statement_about_another_file_is_a_mismatch(authors: dict[str, Author]
     assert f"it is about sha256:{sha256(b'another file')}, and this is sha256:{SHA256}" in error.message
 
 
-def test_a_statement_about_the_manifest_above_does_not_bind_the_file(authors: dict[str, Author]) -> None:
+def test_a_statement_about_what_lies_above_binds_only_where_it_can_mean_one_file(authors: dict[str, Author]) -> None:
+    """`cosign attest` on an artifact signs its manifest; of what names more than the file anything could be meant."""
     author = authors["p256"]
+
+    def about(*chain: bytes, **changes: Any) -> Evidence:
+        value = statement(FILE, **changes)
+        value["subject"][0]["digest"]["sha256"] = sha256(chain[0])
+        return evidence("OutriderStatement", author.enveloping(json.dumps(value).encode()), chain)
+
     manifest = manifest_of(FILE)
-    value = statement(manifest, size=len(FILE))
-    piece = evidence("OutriderStatement", author.envelope(json.dumps(value).encode()), (manifest,))
-    assert refusal(piece, [author.key]).reason == "StatementMismatch"
-    # Where an image is its own manifest, that is the file.
-    assert verify(
-        piece, [author.key], actual=sha256(manifest), expected=sha256(manifest), size=len(FILE), further_digests={}
-    ).binds
+    assert verify(about(manifest), [author.key]).binds
+    assert refusal(about(manifest, size=len(manifest)), [author.key]).reason == "StatementMismatch"
+    two = manifest_of(FILE, b"another")
+    for chain in ((two,), (index_of(manifest), manifest), (index_of(manifest, two), two)):
+        error = refusal(about(*chain), [author.key])
+        assert error.reason == "StatementMismatch"
+        assert "names more than this file" in error.message
+    # An image is its own manifest.
+    proof = verify(about(two, size=len(two)), [author.key], actual=sha256(two), expected=sha256(two), size=len(two))
+    assert proof.binds
 
 
 def test_an_attestation_of_something_else_vouches_for_nothing(authors: dict[str, Author]) -> None:
@@ -465,6 +475,9 @@ def test_a_binding_can_be_demanded(authors: dict[str, Author]) -> None:
     assert "outrider sign" in error.message
     assert "(of 4 pieces of evidence none passes: Detached BindingRequired, " in error.message
     assert verify([*others, make(author, "OutriderStatement")], [author.key], require_binding=True).binds
+    # A statement that is there, but about something else, is what has to be corrected.
+    wrong = evidence("OutriderStatement", author.envelope(json.dumps(statement(FILE, version="2.0.0")).encode()))
+    assert refusal([*others, wrong], [author.key], require_binding=True).reason == "StatementMismatch"
     # What nobody trusted signed is not only lacking a binding.
     assert refusal(others, [Author("p256").key], require_binding=True).reason == "SignatureUntrusted"
 

@@ -1,7 +1,7 @@
 """Blobs on their way: out of a registry, and the part of a stream into it that may have to be sent again."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import TracebackType
 from typing import Final, Self
 
@@ -27,6 +27,7 @@ class BlobStream:
         size: int | None,
         reopen: Callable[[int], requests.Response | None],
         response: requests.Response,
+        further: Collection[str] = (),
     ) -> None:
         self._session = session
         self._repository = repository
@@ -35,6 +36,8 @@ class BlobStream:
         self._reopen = reopen
         """Asks for the blob from an offset on."""
         self._response = response
+        self.content = Sha256Stream(further)
+        """What was yielded so far. At the end of the iteration it has the digest that was asked for."""
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +57,7 @@ class BlobStream:
         Raises Stalling(BlobCorrupted) at the end when they do not hash to the digest (or as soon as there are more than
         the size), Transient(RegistryUnavailable) when resuming did not help.
         """
-        stream = Sha256Stream()
+        stream = self.content
         delays = iter(self._session.settings.resume_delays)
         known = 0
         while True:

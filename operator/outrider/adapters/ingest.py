@@ -31,7 +31,7 @@ from outrider.adapters.registry import (
 from outrider.adapters.sources import Source
 from outrider.api.errors import Stalling, Transient
 from outrider.api.names import ARTIFACT_TYPE, EVIDENCE_TYPE, LAYER_TYPE
-from outrider.trust.digest import ALGORITHM, Sha256Stream, digest_of, is_digest, parse_digest, parse_sha256
+from outrider.trust.digest import ALGORITHM, digest_of, is_digest, parse_digest, parse_sha256
 from outrider.trust.documents import Malformed, canonical_json, parse_object
 from outrider.trust.evidence import MAX_EVIDENCE_BYTES, MAX_PIECES, Evidence, decode_evidence, encode_evidence
 from outrider.trust.keys import TrustedKey
@@ -306,16 +306,17 @@ def read_back(
         return None
     manifest = parse_artifact_manifest(document)
     evidence = load_evidence(registry, repository, manifest_digest)
-    blob = registry.open_blob(repository, manifest.blob.digest, size=manifest.blob.size)
+    blob = registry.open_blob(
+        repository, manifest.blob.digest, size=manifest.blob.size, further=further_algorithms(evidence, keys)
+    )
     if blob is None:
         return None
-    stream = Sha256Stream(further_algorithms(evidence, keys))
     with blob:
-        for chunk in blob:
-            stream.update(chunk)
+        for _ in blob:
             if cancelled():
                 raise Transient("Cancelled", f"reading {manifest.blob.digest} back was stopped; it will start again")
-    return StoredArtifact(stream.sha256, stream.size, manifest.facts, evidence, stream.further)
+    content = blob.content
+    return StoredArtifact(content.sha256, content.size, manifest.facts, evidence, content.further)
 
 
 def delete_version(

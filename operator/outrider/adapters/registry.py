@@ -8,7 +8,7 @@ Blocking, and not safe for use by two threads at a time: one `OciRegistry` per j
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -243,10 +243,13 @@ class OciRegistry:
             self.push_stream(repository, iter((data,)))
         return descriptor
 
-    def open_blob(self, repository: str, digest: str, *, size: int | None = None) -> BlobStream | None:
+    def open_blob(
+        self, repository: str, digest: str, *, size: int | None = None, further: Collection[str] = ()
+    ) -> BlobStream | None:
         """Return a blob to be read piece by piece, or None if there is no such blob.
 
-        `size` is the size in bytes that it must have, if that is known.
+        `size` is the size in bytes that it must have, if that is known. `further` are algorithms whose digests of it
+        are wanted, too.
         """
         response = self._get_blob(repository, digest, 0)
         if response is None:
@@ -255,7 +258,7 @@ class OciRegistry:
         def reopen(offset: int) -> requests.Response | None:
             return self._get_blob(repository, digest, offset)
 
-        return BlobStream(self._session, repository, digest, size, reopen, response)
+        return BlobStream(self._session, repository, digest, size, reopen, response, further)
 
     def delete_blob(self, repository: str, digest: str) -> bool:
         """Take a blob out of a repository; False if it was not there. Raises Stalling(DeleteUnsupported)."""

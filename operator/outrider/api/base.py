@@ -59,6 +59,17 @@ def one_of(*fields: str) -> dict[str, Any]:
     return {"x-kubernetes-validations": [rule(f"{count} == 1", f"set exactly one of {named}")]}
 
 
+MountPath = Annotated[
+    str,
+    Field(
+        min_length=2,
+        max_length=1024,
+        pattern=r"^/[^:]+$",
+        json_schema_extra=worded("write an absolute path other than '/', without ':', such as /opt/agent"),
+    ),
+]
+"""Where a container sees a volume."""
+
 PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 
 IntOrPercent = Annotated[

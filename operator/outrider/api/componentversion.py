@@ -9,6 +9,7 @@ from outrider.api.base import (
     IMMUTABLE,
     ApiModel,
     Conditions,
+    MountPath,
     Time,
     list_map,
     one_of,
@@ -346,15 +347,7 @@ class JobTest(ApiModel):
 
     template: JobTemplate
     """The Job. The verified artifact is mounted into all its containers."""
-    mount_path: Annotated[
-        str,
-        Field(
-            min_length=2,
-            max_length=1024,
-            pattern=r"^/[^:]+$",
-            json_schema_extra=worded("write an absolute path other than '/', without ':', such as /opt/artifact"),
-        ),
-    ] = "/opt/artifact"
+    mount_path: MountPath = "/opt/artifact"
     """Where the containers see the directory that holds the artifact's file, read-only."""
 
 

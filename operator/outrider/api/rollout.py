@@ -13,9 +13,9 @@ from outrider.api.base import (
     Conditions,
     IntOrPercent,
     LabelSelector,
+    MountPath,
     Time,
     rule,
-    worded,
 )
 from outrider.api.componentversion import Component, Version
 
@@ -72,15 +72,7 @@ class Target(ApiModel):
 class VolumeDelivery(ApiModel):
     """The artifact is pulled and verified by an init container into a volume, which the agent sees read-only."""
 
-    mount_path: Annotated[
-        str,
-        Field(
-            min_length=2,
-            max_length=1024,
-            pattern=r"^/[^:]+$",
-            json_schema_extra=worded("write an absolute path other than '/', without ':', such as /opt/agent"),
-        ),
-    ]
+    mount_path: MountPath
     """Where the containers see the directory that holds the artifact's file."""
     containers: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=63)]],

@@ -1,17 +1,17 @@
 """What `outrider verify` does: the operator's own functions, on a file or on what lies in a registry."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from outrider.adapters.ingest import parse_artifact_manifest, parse_index, read_back
+from outrider.adapters.ocisource import OciReference, collect_evidence, open_artifact, resolve_image
 from outrider.adapters.registry import INDEX_TYPE, MAX_MANIFEST_BYTES, ManifestDocument, OciRegistry, RegistrySettings
 from outrider.api.errors import OutriderError, Stalling
 from outrider.api.names import ARTIFACT_TYPE
 from outrider.trust.detached import MAX_TEXT_BYTES, decode_signature
-from outrider.trust.digest import Sha256Stream
+from outrider.trust.digest import ALGORITHM, Sha256Stream
 from outrider.trust.documents import Malformed, parse_object
 from outrider.trust.evidence import Evidence
 from outrider.trust.keys import TrustedKey
@@ -20,19 +20,17 @@ from outrider.trust.verify import BINDING, Verification, further_algorithms, ver
 Result = Literal["Passed", "Refused", "CannotTell"]
 
 _SAY_NOTHING: Final = (
+    "AddressNotAllowed",
     "ArtifactMissing",
     "CredentialsMalformed",
     "RegistryDenied",
     "RegistryInvalid",
     "RegistryRefused",
     "RepositoryInvalid",
+    "SourceNotFound",
 )
 """Refusals that say nothing about the artifact: it could not be looked at."""
 
-_REFERENCE: Final = re.compile(
-    r"(?P<host>[A-Za-z0-9\[][^/@\s]*[A-Za-z0-9\]])/(?P<repository>[a-z0-9][^@\s:]*)(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
-    r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
 _BLOCK: Final = 1024 * 1024
 
 
@@ -73,27 +71,6 @@ class Outcome:
         return "Refused" if is_verdict else "CannotTell"
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A manifest or an index in a registry."""
-
-    host: str
-    repository: str
-    name: str
-    """A digest, or a tag."""
-
-
-def parse_reference(text: str) -> Reference | None:
-    """Return the reference in a text such as `host/repository:tag` or `host/repository@sha256:…`; None if it is none.
-
-    A tag beside a digest is not looked at, as everywhere. Without either it is the tag `latest`.
-    """
-    match = _REFERENCE.fullmatch(text)
-    if match is None or not re.search(r"[.:]|^localhost$", match["host"]):
-        return None
-    return Reference(match["host"], match["repository"], match["digest"] or match["tag"] or "latest")
-
-
 def read_signature(data: bytes) -> Evidence:
     """Return the detached signature in a file, in base64 (as cosign writes it) or raw (as openssl does).
 
@@ -131,17 +108,107 @@ def verify_file(path: Path, evidence: Evidence, expected: Expectation) -> Outcom
     )
 
 
-def verify_reference(reference: Reference, settings: RegistrySettings, expected: Expectation) -> list[Outcome]:
-    """Verify what lies in a registry: each platform of a version, or the one that is expected."""
-    subject = f"{reference.host}/{reference.repository}"
+def verify_reference(reference: OciReference, settings: RegistrySettings, expected: Expectation) -> list[Outcome]:
+    """Verify what lies in a registry.
+
+    Of a version that Outrider stored each platform is verified, or the one that is expected, as it is on a node. Of
+    anything else either the document itself, as an image is, or the file with the SHA-256 that is expected.
+    """
+    subject = str(reference)
     try:
         with OciRegistry(settings) as registry:
-            document = registry.get_manifest(reference.repository, reference.name)
+            document = registry.get_manifest(reference.repository, reference.digest or reference.tag or "")
             if document is None:
-                raise _missing(subject, reference.name)
-            return _verify_document(registry, reference, document, expected)
+                raise _missing(subject)
+            pinned = OciReference(reference.host, reference.repository, document.digest)
+            kind = _read_kind(document)
+            if kind.artifact_type != ARTIFACT_TYPE:
+                return [_verify_foreign(registry, reference, document, expected)]
+            if kind.media_type != INDEX_TYPE:
+                return [_verify_stored(registry, pinned, expected)]
+            return _verify_index(registry, pinned, document, expected)
     except OutriderError as error:
-        return [Outcome(f"{subject}@{reference.name}" if ":" in reference.name else subject, error=error)]
+        return [Outcome(subject, error=error)]
+
+
+def _verify_index(
+    registry: OciRegistry, reference: OciReference, document: ManifestDocument, expected: Expectation
+) -> list[Outcome]:
+    entries = parse_index(document)
+    if expected.platform and expected.platform not in entries:
+        raise Stalling(
+            "PlatformMissing",
+            f"this version has no artifact for {expected.platform}, only for {', '.join(sorted(entries))}",
+        )
+    wanted = [expected.platform] if expected.platform else sorted(entries)
+    return [
+        _verify_stored(registry, OciReference(reference.host, reference.repository, entries[platform].digest), expected)
+        for platform in wanted
+    ]
+
+
+def _verify_stored(registry: OciRegistry, reference: OciReference, expected: Expectation) -> Outcome:
+    """Verify one platform of a stored version as the operator does: read back whole, hashed, with all evidence."""
+    repository, digest = reference.repository, reference.digest or ""
+    outcome = Outcome(str(reference))
+    try:
+        document = registry.get_manifest(repository, digest)
+        if document is None:
+            raise _missing(str(reference))
+        manifest = parse_artifact_manifest(document)
+        facts = manifest.facts
+        outcome = Outcome(outcome.subject, facts.platform)
+        for what, said, meant in (
+            ("component", facts.component, expected.component),
+            ("version", facts.version, expected.version),
+            ("platform", facts.platform, expected.platform),
+        ):
+            if meant and said != meant:
+                raise Stalling("ManifestInvalid", f"it is about {what} {said}, and {meant} was expected")
+        stored = read_back(registry, repository, digest, keys=expected.keys)
+        if stored is None:
+            raise _missing(f"{manifest.blob.digest} of {reference}")
+    except OutriderError as error:
+        return Outcome(outcome.subject, outcome.platform, error=error)
+    return _judge(
+        Outcome(outcome.subject, facts.platform, stored.size, stored.sha256),
+        stored.evidence,
+        stored.further_digests,
+        expected,
+        component=facts.component,
+        version=facts.version,
+    )
+
+
+def _verify_foreign(
+    registry: OciRegistry, reference: OciReference, document: ManifestDocument, expected: Expectation
+) -> Outcome:
+    """Verify an image by its own document, or a file in an artifact, with what cosign signed about either."""
+    pinned = OciReference(reference.host, reference.repository, document.digest)
+    sha256 = document.digest.removeprefix(ALGORITHM)
+    chain: tuple[bytes, ...] = (document.content,)
+    artifact = None
+    if expected.sha256 not in {"", sha256}:
+        artifact = open_artifact(pinned, expected.sha256, registry, platform=expected.platform or None)
+        chain = artifact.chain
+    elif expected.platform:
+        resolve_image(pinned, sha256, expected.platform, registry)
+    evidence = collect_evidence(registry, pinned.repository, chain)
+    stream = Sha256Stream(further_algorithms(evidence, expected.keys))
+    if artifact is None:
+        stream.update(document.content)
+    else:
+        with artifact.source as source:
+            for chunk in source.chunks:
+                stream.update(chunk)
+    return _judge(
+        Outcome(str(pinned), expected.platform, stream.size, stream.sha256),
+        evidence,
+        stream.further,
+        expected,
+        component=expected.component or pinned.repository.rpartition("/")[2],
+        version=expected.version or reference.tag or "",
+    )
 
 
 @dataclass(frozen=True)
@@ -163,61 +230,8 @@ def _read_kind(document: ManifestDocument) -> _Kind:
     )
 
 
-def _missing(repository: str, name: str) -> Stalling:
-    return Stalling("ArtifactMissing", f"there is no {name} in {repository}; was it deleted, or is it a typing error?")
-
-
-def _verify_document(
-    registry: OciRegistry, reference: Reference, document: ManifestDocument, expected: Expectation
-) -> list[Outcome]:
-    kind = _read_kind(document)
-    if kind.artifact_type != ARTIFACT_TYPE:
-        raise Stalling(
-            "ManifestInvalid",
-            f"{document.digest} is none of Outrider's manifests ({ARTIFACT_TYPE}); give a stored version's reference",
-        )
-    if kind.media_type != INDEX_TYPE:
-        return [_verify_stored(registry, reference, document.digest, expected)]
-    entries = parse_index(document)
-    wanted = [expected.platform] if expected.platform else sorted(entries)
-    if expected.platform and expected.platform not in entries:
-        raise Stalling(
-            "PlatformMissing",
-            f"this version has no artifact for {expected.platform}, only for {', '.join(sorted(entries))}",
-        )
-    return [_verify_stored(registry, reference, entries[platform].digest, expected) for platform in wanted]
-
-
-def _verify_stored(registry: OciRegistry, reference: Reference, digest: str, expected: Expectation) -> Outcome:
-    """Verify one platform of a stored version as the operator does: read back whole, hashed, with all evidence."""
-    outcome = Outcome(f"{reference.host}/{reference.repository}@{digest}")
-    try:
-        document = registry.get_manifest(reference.repository, digest)
-        if document is None:
-            raise _missing(reference.repository, digest)
-        manifest = parse_artifact_manifest(document)
-        facts = manifest.facts
-        outcome = Outcome(outcome.subject, facts.platform)
-        for what, said, meant in (
-            ("component", facts.component, expected.component),
-            ("version", facts.version, expected.version),
-            ("platform", facts.platform, expected.platform),
-        ):
-            if meant and said != meant:
-                raise Stalling("ManifestInvalid", f"it is about {what} {said}, and {meant} was expected")
-        stored = read_back(registry, reference.repository, digest, keys=expected.keys)
-        if stored is None:
-            raise _missing(reference.repository, manifest.blob.digest)
-    except OutriderError as error:
-        return Outcome(outcome.subject, outcome.platform, error=error)
-    return _judge(
-        Outcome(outcome.subject, facts.platform, stored.size, stored.sha256),
-        stored.evidence,
-        stored.further_digests,
-        expected,
-        component=facts.component,
-        version=facts.version,
-    )
+def _missing(what: str) -> Stalling:
+    return Stalling("ArtifactMissing", f"there is no {what}; was it deleted, or is it a typing error?")
 
 
 def _judge(

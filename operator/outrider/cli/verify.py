@@ -51,11 +51,13 @@ def verify(
 ) -> None:
     """Verify a FILE or a REFERENCE as the operator does.
 
-    A file needs one of --signature, --bundle and --statement. A reference is a stored version of Outrider's, all
-    platforms or one; or any artifact or image that was signed by cosign with a key.
+    A file needs one of --signature, --bundle and --statement. A reference (host/repository:tag, or with @sha256:…) is a
+    version that Outrider stored, all platforms or one; or whatever cosign signed with a key: an image, an artifact, or
+    with --sha256 a file in an artifact.
 
     Exit codes: 0 passed, 1 refused, 2 wrong usage, 3 cannot tell (the registry is down, or there is nothing).
     """
+    from outrider.adapters.ocisource import parse_reference
     from outrider.adapters.registry import RegistrySettings
     from outrider.api.errors import Stalling
     from outrider.cli import output as rendering
@@ -63,7 +65,6 @@ def verify(
         Expectation,
         Outcome,
         UsageError,
-        parse_reference,
         verify_file,
         verify_reference,
     )
@@ -90,12 +91,10 @@ def verify(
         except UsageError as error:
             raise click.UsageError(str(error)) from None
     else:
-        reference = parse_reference(target)
-        if reference is None:
-            raise click.UsageError(
-                f"there is no file {target}, and it is no reference either (host/repository:tag or "
-                "host/repository@sha256:…)"
-            )
+        try:
+            reference = parse_reference(target)
+        except Stalling as error:
+            raise click.UsageError(f"there is no file {target}; and as a reference: {error.message}") from None
         if given:
             raise click.UsageError(
                 "--signature, --bundle and --statement are for files; what vouches for a reference lies in its registry"

@@ -238,10 +238,9 @@ def _download(
     config: Config, registry: OciRegistry, manifest: ArtifactManifest, partial: Path, further: frozenset[str]
 ) -> _Content:
     """Write the file's bytes to `partial`, on disk, and return what they are."""
-    blob = registry.open_blob(config.repository, manifest.blob.digest, size=manifest.blob.size)
+    blob = registry.open_blob(config.repository, manifest.blob.digest, size=manifest.blob.size, further=further)
     if blob is None:
         raise _missing(config, f"the file {manifest.facts.file_name}", manifest.blob.digest)
-    stream = Sha256Stream(further)
     chunks = iter(blob)
     with blob, _local("write to", config.target_dir):
         _check_space(config.target_dir, manifest.blob.size)
@@ -249,10 +248,9 @@ def _download(
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(partial, flags, 0o600), "wb", buffering=0) as file:
             for chunk in chunks:
-                stream.update(chunk)
                 _write_all(file.fileno(), chunk)
             os.fsync(file.fileno())
-    return _Content(stream.size, stream.sha256, stream.further)
+    return _Content(blob.content.size, blob.content.sha256, blob.content.further)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

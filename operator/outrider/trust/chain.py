@@ -50,6 +50,17 @@ def follow_chain(chain: Sequence[bytes], sha256: str, file: Digests) -> Digests:
     return digests_of(chain[0])
 
 
+def is_only_file(chain: Sequence[bytes], sha256: str) -> bool:
+    """Say whether what is said of the signed document can be about the file alone.
+
+    It can if the file itself was signed, or a document that names the file and nothing else. Through an index over
+    platforms, or a manifest of several files, whoever stores the version could choose which one was meant.
+    """
+    if not chain or (len(chain) == 1 and hashlib.sha256(chain[0]).hexdigest() == sha256):
+        return True
+    return len(chain) == 1 and _named(chain[0], 1) == {ALGORITHM + sha256}
+
+
 def _named(document: bytes, number: int) -> frozenset[str]:
     """Return the digests that an index names as its manifests, or a manifest as its layers.
 

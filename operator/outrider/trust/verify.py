@@ -15,7 +15,7 @@ from outrider.api.names import (
     STATEMENT_TYPE,
 )
 from outrider.trust.bundle import MessageSignature, bundle_malformed, parse_bundle, parse_enveloped
-from outrider.trust.chain import follow_chain
+from outrider.trust.chain import follow_chain, is_only_file
 from outrider.trust.cosign import parse_payload
 from outrider.trust.digest import parse_sha256
 from outrider.trust.documents import Malformed, decode_base64, shown
@@ -46,8 +46,15 @@ MAX_SIGNATURE_BYTES: Final = 4096
 _LISTED: Final = 5
 """At most so many fingerprints, or pieces of evidence, are listed in a message."""
 
-_TELLING: Final = ("StatementMismatch", "StatementMalformed", "KeyNotValidNow", "SignatureUntrusted")
-"""Of several refusals, the one that tells most: those that a trusted key's signature stands behind come first."""
+_TELLING: Final = (
+    "BindingRequired",
+    "StatementMismatch",
+    "StatementMalformed",
+    "KeyNotValidNow",
+    "SignatureUntrusted",
+)
+"""Of several refusals, the one that tells most: what fails only for the setting, then what a trusted key stands behind,
+then the rest."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,8 @@ def _judge(piece: Evidence, artifact: _Artifact, keys: Sequence[TrustedKey]) -> 
     """
     # 1.
     signed = follow_chain(piece.chain, artifact.sha256, artifact.digests)
-    led = (f"{_count(len(piece.chain), 'document')} lead from what was signed to the file",) if piece.chain else ()
+    lead = "1 document leads" if len(piece.chain) == 1 else f"{len(piece.chain)} documents lead"
+    led = (f"{lead} from what was signed to the file",) if piece.chain else ()
     said: tuple[str, ...] = ()
 
     match piece.format:
@@ -214,6 +222,8 @@ def _judge(piece: Evidence, artifact: _Artifact, keys: Sequence[TrustedKey]) -> 
                 statement = _read_statement(envelope, signer)
                 _check_subject(statement.sha256, signed["sha256"].hex(), signer)
                 if piece.format == "OutriderStatement":
+                    if not is_only_file(piece.chain, artifact.sha256):
+                        raise _mismatch(signer, "it is about a document that names more than this file")
                     _check_binding(statement, artifact, signer)
                     said = (f"the statement binds {artifact.component} {artifact.version} {artifact.platform}",)
                 else:
@@ -287,8 +297,6 @@ def _check_type(statement: Statement, wanted: str, signer: TrustedKey) -> None:
 
 def _check_binding(statement: Statement, artifact: _Artifact, signer: TrustedKey) -> None:
     _check_type(statement, STATEMENT_TYPE, signer)
-    # A statement is about the file itself: through a chain it could only be about something larger.
-    _check_subject(statement.sha256, artifact.sha256, signer)
     try:
         binding = parse_binding(statement)
     except Malformed as error:
@@ -323,10 +331,11 @@ def _with_zone(at: datetime | None) -> datetime | None:
 def _most_telling(failures: Sequence[tuple[Format, Stalling]]) -> Stalling:
     """Return the refusal to tell of several, with a word on the others."""
 
-    def rank(failure: tuple[Format, Stalling]) -> int:
-        reason = failure[1].reason
-        # What fails only for the setting is the best that there is.
-        return -1 if reason == "BindingRequired" else _TELLING.index(reason) if reason in _TELLING else len(_TELLING)
+    def rank(failure: tuple[Format, Stalling]) -> tuple[bool, int]:
+        format_, refusal = failure
+        place = _TELLING.index(refusal.reason) if refusal.reason in _TELLING else len(_TELLING)
+        # What a trusted key has said about this artifact, but wrongly, is what its author has to correct.
+        return not (format_ == BINDING and refusal.reason.startswith("Statement")), place
 
     _, chosen = min(failures, key=rank)
     if len(failures) == 1:
