@@ -18,6 +18,7 @@ from adapters.realservers import (
     BCRYPT,
     PASSWORD,
     USERNAME,
+    ConnectProxy,
     FlakyProxy,
     RealHttpServer,
     RealRegistry,
@@ -951,6 +952,23 @@ def test_a_redirect_to_what_is_no_url(web: RealHttpServer, location: str) -> Non
     web.redirect("/v2/", location)
     with fake(web) as client, pytest.raises(Transient):
         client.check()
+
+
+def test_a_registry_behind_a_proxy(shared_registry: RealRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = ConnectProxy("user:secret")
+    proxy.names["registry.test"] = "127.0.0.1"
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    settings = RegistrySettings(f"registry.test:{shared_registry.port}", plain_http=True, guard=AddressPolicy())
+    try:
+        with OciRegistry(settings) as client:
+            blob = client.push_stream("proxied/a", pieces(3_000_000))
+            assert len(read(client, "proxied/a", blob.digest)) == 3_000_000
+        assert proxy.asked
+        assert all("registry.test" in line for line in proxy.asked)
+    finally:
+        proxy.stop()
 
 
 GUARDED = AddressPolicy((ip_network("127.0.0.1/32"),))
