@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.api.errors import Stalling
-from outrider.trust.detached import decode_signature, encode_signature
+from outrider.trust.detached import decode_signature
 from outrider.trust.digest import Sha256Stream, digest_of, is_digest, parse_digest, parse_sha256
 from outrider.trust.evidence import Evidence
 from outrider.trust.keys import TrustedKey, parse_public_key
@@ -150,7 +150,7 @@ def test_a_digest_of_another_length_is_nobody_s(signed: Signed) -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_no_bit_of_the_signature_s_text_may_change(signed: Signed, name: str) -> None:
-    text = encode_signature(signed.signatures[name])
+    text = b64(signed.signatures[name])
     for position in range(len(text) * 8):
         changed = bytearray(text.encode())
         changed[position // 8] ^= 1 << position % 8
