@@ -2,8 +2,10 @@
 
 import itertools
 import random
+import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pytest
@@ -23,6 +25,7 @@ from outrider.api.componentversion import (
 )
 from outrider.core.version import VersionPlan, hash_artifact, newest, plan_version, step_name, version_order
 from outrider.core.version_snapshot import (
+    CONDEMNING,
     MISSING,
     AnyStep,
     Deletion,
@@ -506,7 +509,7 @@ NOT_STORED = make_failure("Store", stalled=True, retry_at=NOW + 2 * HOUR)
         # Nobody can tell at the moment: then it is that which is tried again, when it is time, and nothing else.
         ({"trusted": frozenset[str](), "failure": make_failure("Verify", retry_at=NOW + 2 * HOUR)}, None),
         # It was refused, and the new signature cannot be had: it stays withdrawn, and only that is tried again.
-        ({"trusted": frozenset[str](), "failure": REFUSED}, ("Store", "linux/amd64")),
+        ({"trusted": frozenset[str](), "failure": REFUSED_LATER}, ("Store", "linux/amd64")),
     ],
 )
 def test_a_new_signature_that_cannot_be_had_keeps_nothing_from_being_verified_again(
@@ -519,7 +522,7 @@ def test_a_new_signature_that_cannot_be_had_keeps_nothing_from_being_verified_ag
 
 def test_what_is_withdrawn_and_cannot_be_signed_again_is_not_tried_without_end() -> None:
     spec = make_spec("Published", SIGNED_AGAIN)
-    withdrawn = plan_version(later(spec=spec, trusted=frozenset(), failure=REFUSED)).status
+    withdrawn = plan_version(later(spec=spec, trusted=frozenset(), failure=REFUSED_LATER)).status
     assert withdrawn.phase == "Withdrawn"
     plan = plan_version(later(spec=spec, status=withdrawn, done=Done(), trusted=frozenset(), failure=NOT_STORED))
     assert (plan.status.phase, plan.step) == ("Withdrawn", None)
@@ -691,11 +694,21 @@ def test_a_test_runs_once_for_a_content_and_again_when_somebody_asks() -> None:
 
 
 def test_the_person_is_told_how_to_give_the_verdict() -> None:
-    (tested,) = (c for c in plan_version(held(testing=MANUAL)).status.conditions if c.type == "Tested")
+    plan = plan_version(held(testing=MANUAL, namespace="fleet"))
+    (tested,) = (c for c in plan.status.conditions if c.type == "Tested")
     assert "look at the dashboard" in tested.message
-    assert f"kubectl annotate --overwrite componentversion agent-1.4.0 outrider.dev/test-verdict=pass:{TO_JUDGE}" in (
-        tested.message
-    )
+    command = "kubectl --namespace fleet annotate --overwrite componentversion agent-1.4.0 outrider.dev/test-verdict="
+    assert f"{command}pass:{TO_JUDGE} (or fail:{TO_JUDGE})" in tested.message
+
+
+def test_every_refusal_of_the_trust_code_condemns_what_was_published() -> None:
+    # But for the two that are about a key's validity, which bounds the first publication, and about keys themselves.
+    folder = Path(__file__).resolve().parents[2] / "operator" / "outrider" / "trust"
+    judging = ("verify", "chain", "bundle", "cosign", "statement", "evidence", "detached", "digest")
+    text = "".join((folder / f"{name}.py").read_text() for name in judging)
+    reasons = set(re.findall(r'Stalling\(\s*"(\w+)"', text))
+    assert reasons - {"KeyNotValidNow"} <= CONDEMNING
+    assert {"SignatureUntrusted", "NoTrustedKey", "StatementMismatch"} <= reasons
 
 
 # -- deletion

@@ -20,8 +20,25 @@ Step = Literal["Store", "Verify", "Index", "Test", "Publish", "Delete"]
 MISSING = "missing"
 """As a `specHash`: what was stored is not in the registry any more, and has to be stored again."""
 
-SAYS_NOTHING = frozenset({"RegistryDenied", "RegistryRefused", "RegistryInvalid", "DeleteUnsupported"})
-"""Refusals that say nothing about an artifact: whoever keeps the registry must act, and nothing is withdrawn for it."""
+CONDEMNING = frozenset(
+    {
+        "BindingRequired",
+        "BlobCorrupted",
+        "BundleMalformed",
+        "DigestMalformed",
+        "DigestMismatch",
+        "EvidenceMalformed",
+        "ManifestInvalid",
+        "NoTrustedKey",
+        "SignatureMalformed",
+        "SignatureMissing",
+        "SignatureUntrusted",
+        "StatementMalformed",
+        "StatementMismatch",
+    }
+)
+"""Refusals of a verification that say something about what is stored. All others say that somebody (whoever keeps the
+registry, a Secret, a name) must act before anybody can tell: nothing is withdrawn for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +59,7 @@ class Failure:
     @property
     def condemns(self) -> bool:
         """Whether it says that what is stored must not be used."""
-        return self.step == "Verify" and self.stalled and self.reason not in SAYS_NOTHING
+        return self.step == "Verify" and self.stalled and self.reason in CONDEMNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +158,7 @@ class VersionSnapshot:
     usage: Usage | None = None
     deletion: Deletion | None = None
     has_finalizer: bool = True
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,15 @@ class Login:
     docker_config: bytes = field(default=b"", repr=False)
 
     def header(self) -> str:
-        """Return the Authorization header for an HTTP server."""
+        """Return the Authorization header for an HTTP server. Raises Stalling(SecretUnusable)."""
         if self.authorization:
             return self.authorization
+        if self.docker_config:
+            raise Stalling(
+                "SecretUnusable",
+                "a web server is logged in to with username and password, or token, or authorization; the Secret has "
+                f"only a docker config; give it one of these, {RETRY}",
+            )
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 

@@ -33,7 +33,7 @@ from outrider.core.version_snapshot import (
 )
 from outrider.reconcile.images import delete_images, publish_images, read_image, store_image
 from outrider.reconcile.inputs import Login, read_config_map, read_login
-from outrider.reconcile.places import Places, fetch_settings
+from outrider.reconcile.places import MAX_DOCUMENT_BYTES, Places, fetch_settings
 from outrider.reconcile.testjobs import TestJobs
 from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
@@ -124,7 +124,14 @@ class VersionSteps:
         if document.inline is not None:
             return document.inline.encode()
         if document.config_map is not None:
-            return await read_config_map(self._cluster, namespace, document.config_map)
+            content = await read_config_map(self._cluster, namespace, document.config_map)
+            if len(content) > MAX_DOCUMENT_BYTES:
+                raise Stalling(
+                    "SourceTooLarge",
+                    f"the signature's document in ConfigMap {document.config_map.name} has {len(content)} bytes, and "
+                    f"at most {MAX_DOCUMENT_BYTES} are read; give the signature's document alone",
+                )
+            return content
         assert document.http is not None  # noqa: S101 - the CRD demands exactly one
         return await asyncio.to_thread(self._fetch_document, document.http.url)
 
@@ -228,7 +235,8 @@ class VersionSteps:
                 "there, or name another source",
             )
         assert source.http is not None  # noqa: S101 - the CRD demands exactly one source
-        access = sources.HttpAccess(inputs.login.header() if inputs.login else None, inputs.ca_pem)
+        header = inputs.login.header() if inputs.login else None
+        access = sources.HttpAccess(header, inputs.ca_pem, plain_http=self._places.may_be_plain(source.http.url))
         return sources.open_http(source.http.url, limits=self._places.limits, access=access, cancelled=cancelled)
 
     def _verify(self, subject: Subject, step: Verify, inputs: Inputs, cancelled: Cancelled) -> StoredArtifact:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
@@ -159,6 +159,7 @@ class VersionReconciler:
         now = clock.now()
         return VersionSnapshot(
             now=now,
+            namespace=namespace,
             generation=metadata["generation"],
             spec=spec,
             status=status,
@@ -328,8 +329,9 @@ class VersionReconciler:
                     return
                 memory.done = await self._steps.perform(step, subject, memory.done, memory.cancelled.is_set)
             if name == "Store" and subject.status.published_at is not None:
-                # Signed again, or stored again: what is there now has to prove itself.
-                memory.verify_after = clock.now() + timedelta(seconds=1)
+                # Signed again, or stored again: what is there now has to prove itself. Status tells the time to the
+                # second: what is verified within this one counts.
+                memory.verify_after = clock.now().replace(microsecond=0)
             memory.failure, memory.attempts = None, 0
         except OutriderError as error:
             result = "refused" if isinstance(error, Stalling) else "unknown"
@@ -363,6 +365,10 @@ class VersionReconciler:
             memory.attempts,
             clock.now() + timedelta(seconds=delay),
         )
+        if memory.failure.condemns and (proven := memory.done.artifacts.get(platform)) is not None:
+            # What it had proven before is refuted, and does not come back when the failure is forgotten.
+            refuted = proven.model_copy(update={"signature": None})
+            memory.done = replace(memory.done, artifacts={**memory.done.artifacts, platform: refuted})
 
 
 def _goes_outside(step: AnyStep) -> bool:
