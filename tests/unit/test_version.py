@@ -525,6 +525,28 @@ def test_what_is_withdrawn_and_cannot_be_signed_again_is_not_tried_without_end()
     assert (plan.status.phase, plan.step) == ("Withdrawn", None)
 
 
+def test_what_was_verified_before_binding_was_required_is_verified_again_before_it_is_published() -> None:
+    def seen(*, binds: bool) -> VersionSnapshot:
+        signed = [
+            entry.model_copy(update={"signature": entry.signature.model_copy(update={"binds": binds})})
+            for entry in BOTH
+            if entry.signature is not None
+        ]
+        return look("Published", *signed, reference=INDEX, require_binding=True)
+
+    plan = plan_version(seen(binds=False))
+    assert isinstance(plan.step, Verify)
+    assert plan.status.phase == "Draft"
+    assert plan_version(seen(binds=True)).status.phase == "Published"
+
+
+def test_an_entry_with_the_same_hash_and_another_file_is_another_entry() -> None:
+    other = verified(AMD).model_copy(update={"digest": f"sha256:{'b' * 64}"})
+    plan = plan_version(look("Published", other, verified(ARM), reference=INDEX))
+    assert isinstance(plan.step, Store)
+    assert plan.status.phase == "Draft"
+
+
 # -- what holds it at Draft although it is verified
 
 
