@@ -21,6 +21,7 @@ from outrider.api.componentversion import (
     StoredSignature,
     Usage,
 )
+from outrider.core.testjob import job_name
 from outrider.core.version import VersionPlan, hash_artifact, newest, plan_version, step_name, version_order
 from outrider.core.version_snapshot import (
     MISSING,
@@ -710,6 +711,16 @@ def test_a_test_runs_once_for_a_content_and_again_when_somebody_asks() -> None:
     noted = held(testing=JOB, status=failed.status)
     edited = noted.spec.model_copy(update={"release_notes": "now with notes"})
     assert plan_version(replace(noted, spec=edited)).step is None, "notes are not what was tested"
+
+
+def test_nobody_finds_two_contents_with_one_hash() -> None:
+    """An author chooses both of them, so that a hash of n bits resists n/2 of them: a verdict must not move along."""
+    assert len(content_under_test(held())) >= 32
+    assert len(hash_artifact(AMD)) >= 32
+
+
+def test_a_test_job_has_a_name_that_the_api_server_takes() -> None:
+    assert len(job_name("c" * 40, "1.4.0-rc.1", "f" * 32)) <= 63
 
 
 def test_the_person_is_told_how_to_give_the_verdict() -> None:

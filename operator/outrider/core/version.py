@@ -64,7 +64,7 @@ class VersionPlan:
 def hash_artifact(artifact: Artifact) -> str:
     """Return the hash of everything in an artifact's entry that decides what is stored."""
     canonical = json.dumps(artifact.to_api(), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def version_order(version: str) -> tuple[object, ...]:
@@ -190,7 +190,7 @@ def _what_counts(seen: VersionSnapshot) -> dict[str, StoredArtifact]:
         stored = known.get(str(artifact.platform))
         if stored is None:
             continue
-        # The hash of an entry is short; whatever it says, what is stored is the file that the entry names.
+        # Whatever the hash of its entry says, what is stored is the file that the entry names.
         if stored.digest != f"sha256:{artifact.sha256}":
             continue
         if published:
