@@ -56,7 +56,7 @@ async def test_servers_that_authors_name_do_not_hold_up_what_is_stored() -> None
         nothing, nothing, nothing, cast("Any", Trust()), nothing, nothing, nothing, Settings(), lambda _key: None
     )
     reconciler._steps = cast("Any", Steps())
-    steps: list[AnyStep] = [Store(AMD)] * 5 + [Verify(AMD, stored(AMD))]
+    steps: list[AnyStep] = [*[Store(AMD)] * 5, Verify(AMD, stored(AMD))]
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         for step in steps:
             group.create_task(reconciler._run("fleet/agent-9.9.9", _Memory("uid-9", 1, ""), step, SUBJECT))
