@@ -991,6 +991,22 @@ def test_a_guarded_client_follows_no_redirect_home(web: RealHttpServer, target: 
     assert caught.value.reason == "AddressNotAllowed"
 
 
+@pytest.mark.parametrize("where", ["redirect", "realm"])
+def test_a_client_for_some_hosts_goes_nowhere_else(web: RealHttpServer, where: str) -> None:
+    elsewhere = f"http://localhost:{web.port}/elsewhere"
+    if where == "redirect":
+        web.redirect("/v2/", elsewhere)
+    else:
+        web.serve("/v2/", b"", status=401, WWW_Authenticate='Bearer realm="https://localhost:1/t",service="s"')
+    with (
+        fake(web, username=USERNAME, password=PASSWORD, allowed_hosts=("127.0.0.*",)) as client,
+        pytest.raises(Stalling, match="localhost is not among the hosts") as caught,
+    ):
+        client.check()
+    assert caught.value.reason == "UrlInvalid"
+    assert [path for path, _ in web.requests] == ["/v2/"]
+
+
 def test_a_guarded_client_sends_no_upload_home(web: RealHttpServer) -> None:
     uploads(web, "https://169.254.169.254/upload")
     with fake(web, guard=GUARDED) as client, pytest.raises(Stalling) as caught:

@@ -23,6 +23,7 @@ from outrider.api.componentversion import (
     StoredSignature,
     Usage,
 )
+from outrider.core.testjob import job_name
 from outrider.core.version import VersionPlan, hash_artifact, newest, plan_version, step_name, version_order
 from outrider.core.version_snapshot import (
     CONDEMNING,
@@ -528,6 +529,28 @@ def test_what_is_withdrawn_and_cannot_be_signed_again_is_not_tried_without_end()
     assert (plan.status.phase, plan.step) == ("Withdrawn", None)
 
 
+def test_what_was_verified_before_binding_was_required_is_verified_again_before_it_is_published() -> None:
+    def seen(*, binds: bool) -> VersionSnapshot:
+        signed = [
+            entry.model_copy(update={"signature": entry.signature.model_copy(update={"binds": binds})})
+            for entry in BOTH
+            if entry.signature is not None
+        ]
+        return look("Published", *signed, reference=INDEX, require_binding=True)
+
+    plan = plan_version(seen(binds=False))
+    assert isinstance(plan.step, Verify)
+    assert plan.status.phase == "Draft"
+    assert plan_version(seen(binds=True)).status.phase == "Published"
+
+
+def test_an_entry_with_the_same_hash_and_another_file_is_another_entry() -> None:
+    other = verified(AMD).model_copy(update={"digest": f"sha256:{'b' * 64}"})
+    plan = plan_version(look("Published", other, verified(ARM), reference=INDEX))
+    assert isinstance(plan.step, Store)
+    assert plan.status.phase == "Draft"
+
+
 # -- what holds it at Draft although it is verified
 
 
@@ -691,6 +714,16 @@ def test_a_test_runs_once_for_a_content_and_again_when_somebody_asks() -> None:
     noted = held(testing=JOB, status=failed.status)
     edited = noted.spec.model_copy(update={"release_notes": "now with notes"})
     assert plan_version(replace(noted, spec=edited)).step is None, "notes are not what was tested"
+
+
+def test_nobody_finds_two_contents_with_one_hash() -> None:
+    """An author chooses both of them, so that a hash of n bits resists n/2 of them: a verdict must not move along."""
+    assert len(content_under_test(held())) >= 32
+    assert len(hash_artifact(AMD)) >= 32
+
+
+def test_a_test_job_has_a_name_that_the_api_server_takes() -> None:
+    assert len(job_name("c" * 40, "1.4.0-rc.1", "f" * 32)) <= 63
 
 
 def test_the_person_is_told_how_to_give_the_verdict() -> None:

@@ -135,8 +135,9 @@ class VersionSnapshot:
     """One look at a ComponentVersion and at the work that is done for it.
 
     `trusted` are the fingerprints of the keys that may vouch for it, `trusted_now` of those that may vouch for a first
-    publication now. What was verified longer ago than `verification_lasts`, or before `verify_after`, is verified
-    again. `verdict` and `retest` are the annotations of that name.
+    publication now, and only with a statement that binds if `require_binding`. What was verified longer ago than
+    `verification_lasts`, or before `verify_after`, is verified again. `verdict` and `retest` are the annotations of
+    that name.
     """
 
     now: datetime
@@ -149,6 +150,7 @@ class VersionSnapshot:
     newer_published: str | None = None
     trusted: frozenset[str] = frozenset()
     trusted_now: frozenset[str] = frozenset()
+    require_binding: bool = False
     problems: tuple[Problem, ...] = ()
     job: JobFacts | None = None
     verdict: str = ""

@@ -20,7 +20,7 @@ def content_of_test(spec: ComponentVersionSpec, artifact_hashes: Sequence[str], 
         "retest": retest,
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def judge_test(seen: VersionSnapshot, content: str) -> Trial:

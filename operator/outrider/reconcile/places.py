@@ -59,6 +59,7 @@ class Places:
                 username=found.username or None,
                 password=found.password or None,
                 identity_token=found.identity_token or None,
+                allowed_hosts=self._settings.allowed_source_hosts,
                 guard=self._guard,
             )
         )

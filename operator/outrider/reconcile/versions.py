@@ -169,6 +169,7 @@ class VersionReconciler:
             newer_published=self._newer_published(namespace, spec),
             trusted=self._trust.fingerprints(namespace, spec.component),
             trusted_now=self._trust.fingerprints(namespace, spec.component, at=now),
+            require_binding=self._settings.require_binding,
             problems=self._problems(namespace, spec),
             job=await self._job(namespace, name, metadata["uid"], status),
             verdict=annotations.get(names.ANNOTATION_VERDICT, ""),
