@@ -420,7 +420,9 @@ class ConnectProxy:
                 if method == "CONNECT":
                     near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 else:
-                    far.sendall(f"{method} {parts.path} HTTP/1.1\r\n".encode() + fields)
+                    # What follows on this connection is passed on as it is: servers take absolute URLs, too.
+                    path = parts._replace(scheme="", netloc="").geturl()
+                    far.sendall(f"{method} {path} HTTP/1.1\r\n".encode() + fields)
                 back = threading.Thread(target=FlakyProxy._pump, args=(far, near, None), daemon=True)
                 back.start()
                 FlakyProxy._pump(near, far, None)

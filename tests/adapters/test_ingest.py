@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.realservers import LIMITS, RealHttpServer, RealRegistry, running_registry, sha256_of
+from adapters.realtools import REGISTRY_KINDS, running_registry_of_kind
 from adapters.signing import MakeSigner
 from outrider.adapters.ingest import (
     ArtifactFacts,
@@ -495,7 +496,13 @@ def tags_of(client: OciRegistry, repository: str) -> set[str]:
     return set(client.list_tags(repository))
 
 
-def test_a_version_is_deleted_with_all_that_belongs_to_it(client: OciRegistry, repository: str) -> None:
+@pytest.mark.parametrize("kind", REGISTRY_KINDS)
+def test_a_version_is_deleted_with_all_that_belongs_to_it(tmp_path: Path, kind: str, repository: str) -> None:
+    with running_registry_of_kind(kind, tmp_path) as registry, registry.client() as client:
+        delete_one_of_two_versions(client, repository)
+
+
+def delete_one_of_two_versions(client: OciRegistry, repository: str) -> None:
     mine = stored_manifest(client, repository)
     index = store_index(client, repository, "agent", "1.4.0", {"linux/amd64": mine}, publish=True)
     store_evidence(client, repository, mine, SIGNED)

@@ -18,6 +18,7 @@ from adapters.realservers import (
     BCRYPT,
     PASSWORD,
     USERNAME,
+    ConnectProxy,
     FlakyProxy,
     RealHttpServer,
     RealRegistry,
@@ -953,6 +954,23 @@ def test_a_redirect_to_what_is_no_url(web: RealHttpServer, location: str) -> Non
         client.check()
 
 
+def test_a_registry_behind_a_proxy(shared_registry: RealRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = ConnectProxy("user:secret")
+    proxy.names["registry.test"] = "127.0.0.1"
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    settings = RegistrySettings(f"registry.test:{shared_registry.port}", plain_http=True, guard=AddressPolicy())
+    try:
+        with OciRegistry(settings) as client:
+            blob = client.push_stream("proxied/a", pieces(3_000_000))
+            assert len(read(client, "proxied/a", blob.digest)) == 3_000_000
+        assert proxy.asked
+        assert all("registry.test" in line for line in proxy.asked)
+    finally:
+        proxy.stop()
+
+
 GUARDED = AddressPolicy((ip_network("127.0.0.1/32"),))
 
 
@@ -971,6 +989,22 @@ def test_a_guarded_client_follows_no_redirect_home(web: RealHttpServer, target: 
     with fake(web, guard=GUARDED) as client, pytest.raises(Stalling) as caught:
         client.check()
     assert caught.value.reason == "AddressNotAllowed"
+
+
+@pytest.mark.parametrize("where", ["redirect", "realm"])
+def test_a_client_for_some_hosts_goes_nowhere_else(web: RealHttpServer, where: str) -> None:
+    elsewhere = f"http://localhost:{web.port}/elsewhere"
+    if where == "redirect":
+        web.redirect("/v2/", elsewhere)
+    else:
+        web.serve("/v2/", b"", status=401, WWW_Authenticate='Bearer realm="https://localhost:1/t",service="s"')
+    with (
+        fake(web, username=USERNAME, password=PASSWORD, allowed_hosts=("127.0.0.*",)) as client,
+        pytest.raises(Stalling, match="localhost is not among the hosts") as caught,
+    ):
+        client.check()
+    assert caught.value.reason == "UrlInvalid"
+    assert [path for path, _ in web.requests] == ["/v2/"]
 
 
 def test_a_guarded_client_sends_no_upload_home(web: RealHttpServer) -> None:

@@ -5,20 +5,26 @@ headed "Reason".
 """
 
 import ast
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from outrider.api.base import ApiModel
-from outrider.api.componentversion import ComponentVersionSpec
+from outrider.api.componentversion import ComponentVersionSpec, Phase
 from outrider.api.rollout import RolloutSpec
 from outrider.core.health import CANNOT_START
 from outrider.settings import Settings, read_settings
+from outrider.trust.detached import decode_signature
+from outrider.trust.evidence import Evidence
+from outrider.trust.keys import keys_from_secret
+from outrider.trust.verify import verify_artifact
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = ROOT / "operator" / "outrider"
@@ -104,15 +110,76 @@ def field_names(model: type[ApiModel]) -> set[str]:
     return {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", {})}
 
 
+# --- Examples in files ------------------------------------------------------------------------------------------------
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+PUBLISHED_AS_THEY_STAND = {
+    "componentversion-script.yaml": "trust-key.yaml",
+    "componentversion-tested.yaml": "trust-key-window.yaml",
+}
+"""Which key the signatures of an example were made with; the other versions have placeholders."""
+
+
+def documents_in(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.name for path in EXAMPLES])
+def test_a_file_of_examples_is_valid_and_listed(path: Path) -> None:
+    for manifest in documents_in(path):
+        if manifest["kind"] in MODELS:
+            test_an_example_is_valid(manifest)
+    assert f"`{path.name}`" in (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("version", "key"), PUBLISHED_AS_THEY_STAND.items())
+def test_an_example_that_is_published_as_it_stands_is_signed_with_the_key_beside_it(version: str, key: str) -> None:
+    [secret] = documents_in(ROOT / "examples" / key)
+    files = {name: pem.encode() for name, pem in secret["stringData"].items()}
+    keys, problems = keys_from_secret(key, files, secret["metadata"]["annotations"])
+    assert not problems
+    config_map, manifest = documents_in(ROOT / "examples" / version)
+    spec = ComponentVersionSpec.model_validate(manifest["spec"])
+    for artifact in spec.artifacts:
+        assert artifact.source.config_map is not None
+        assert artifact.signature is not None
+        data = config_map["data"][artifact.source.config_map.key].encode()
+        signature = artifact.signature
+        if signature.inline is not None:
+            evidence = Evidence("Detached", decode_signature(signature.inline))
+        else:
+            assert signature.statement is not None
+            assert signature.statement.inline is not None
+            evidence = Evidence("OutriderStatement", signature.statement.inline.encode())
+        verify_artifact(
+            component=spec.component,
+            namespace=manifest["metadata"]["namespace"],
+            version=spec.version,
+            platform=str(artifact.platform),
+            size=len(data),
+            expected_sha256=artifact.sha256,
+            actual_sha256=hashlib.sha256(data).hexdigest(),
+            evidence=[evidence],
+            keys=keys,
+            at=datetime.now(UTC),
+            require_binding=signature.statement is not None,
+        )
+
+
 # --- Reasons ----------------------------------------------------------------------------------------------------------
 
 REASON_AT = {
     **dict.fromkeys(("Stalling", "Transient", "Waiting", "Conflict", "Gone", "LocalError", "Hindrance", "Problem"), 0),
+    "_not_ready": 0,
     **dict.fromkeys(("Verdict", "Answer", "KeyProblem", "Event", "say"), 1),
     **dict.fromkeys(("Finding", "conclude"), 2),
-    **dict.fromkeys(("with_state", "say_step"), 3),
+    "with_state": 3,
+    "_of_step": 5,
 }
 """Which argument of what is a reason."""
+
+PAIRS = ("why_", "_under_way")
+"""How functions are called that return a reason and a message."""
 
 INNER = {"Gone"}
 """Never leaves the module that raises it."""
@@ -124,7 +191,8 @@ Scope = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef
 
 def reasons_in_code() -> set[str]:
     """Return every reason that a condition, event, node's result or log line may carry."""
-    found = set(CANNOT_START)
+    # Every phase is the reason of the event that tells it.
+    found = set(CANNOT_START) | set(get_args(Phase))
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for scope in ast.walk(tree):
@@ -159,10 +227,12 @@ def reasons_at(node: ast.AST, scope: Scope) -> set[str]:
             func=ast.Attribute(attr="append", value=ast.Name(id="reasons")), args=[ast.Tuple(elts=[first, _])]
         ):
             return literals(first, scope)
-        # (reason, message) of a node that is left out
-        case ast.Return(value=ast.Tuple(elts=[first, _])) if getattr(scope, "name", "").startswith("why_"):
+        # (reason, message) of a node that is left out, or of a step that is under way
+        case ast.Return(value=ast.Tuple(elts=[first, _])) if getattr(scope, "name", "").startswith(PAIRS):
             return literals(first, scope)
         case ast.Assign(targets=[ast.Name(id="skip")], value=ast.Tuple(elts=[first, _])):
+            return literals(first, scope)
+        case ast.Assign(targets=[ast.Tuple(elts=[ast.Name(id="reason"), _])], value=ast.Tuple(elts=[first, _])):
             return literals(first, scope)
         case _:
             return set()
@@ -216,13 +286,15 @@ def test_the_reasons_are_found() -> None:
         "ReturnFailed",  # a change of a result
         "HealthTimeout",  # one of two, by a variable
         "ApiBusy",  # one of two
-        "Storing",  # looked up
+        "StartingTest",  # the first of a pair
         "BatchFinished",  # an event
-        "ArtifactsStored",  # said by a function in a function
+        "Withdrawn",  # a phase
+        "WaitingForVerdict",  # one of two that are handed on
+        "ArtifactsStored",  # a condition's when its step is done
         "CrashLoopBackOff",  # the kubelet's
     }
     assert examples <= found
-    assert len(found) > 80
+    assert len(found) > 140
 
 
 def test_every_reason_in_the_code_is_documented() -> None:

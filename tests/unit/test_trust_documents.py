@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from outrider.trust.documents import (
     MAX_DEPTH,
+    MAX_TOKENS,
     Malformed,
     canonical_json,
     check_names,
@@ -70,6 +71,15 @@ def test_what_could_be_read_in_two_ways_or_never_ends_is_refused(data: bytes, te
 def test_nothing_is_looked_at_beyond_the_limit() -> None:
     assert refusal(b'{"a": "' + b"x" * 100 + b'"}', 50) == "it has 109 bytes, and at most 50 are read"
     assert parse_object(b"{}", max_bytes=2) == {}
+
+
+@pytest.mark.parametrize("piece", [b"{}", b"[]", b'{"":0}', b'"ab"'])
+def test_four_mebibytes_of_small_things_are_refused_before_they_are_built(piece: bytes) -> None:
+    data = b'{"manifests":[' + b",".join([piece] * (4 * MIB // (len(piece) + 1) - 10)) + b"]}"
+    started = time.process_time()
+    with pytest.raises(Malformed, match=f"more than {MAX_TOKENS} texts"):
+        parse_object(data, max_bytes=4 * MIB)
+    assert time.process_time() - started < 2
 
 
 def test_what_is_json_is_read() -> None:

@@ -2,8 +2,10 @@
 
 import itertools
 import random
+import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pytest
@@ -15,13 +17,16 @@ from outrider.api.componentversion import (
     Artifact,
     ComponentVersionSpec,
     ComponentVersionStatus,
+    Signature,
     Stage,
     StoredArtifact,
     StoredSignature,
     Usage,
 )
+from outrider.core.testjob import job_name
 from outrider.core.version import VersionPlan, hash_artifact, newest, plan_version, step_name, version_order
 from outrider.core.version_snapshot import (
+    CONDEMNING,
     MISSING,
     AnyStep,
     Deletion,
@@ -491,6 +496,61 @@ def test_it_is_looked_at_again_when_it_expires_and_when_it_is_to_be_verified() -
     assert plan_version(later(spec=expires)).wake_at == NOW + 2 * HOUR
 
 
+SIGNED_AGAIN = AMD.model_copy(update={"signature": Signature(inline="c2lnbmVkIGFnYWlu")})
+NOT_STORED = make_failure("Store", stalled=True, retry_at=NOW + 2 * HOUR)
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({}, None),
+        ({"trusted": frozenset[str]()}, ("Verify", "linux/amd64")),
+        ({"now": NOW + DAY}, ("Verify", "linux/amd64")),
+        ({"verify_after": NOW + HOUR}, ("Verify", "linux/amd64")),
+        # Nobody can tell at the moment: then it is that which is tried again, when it is time, and nothing else.
+        ({"trusted": frozenset[str](), "failure": make_failure("Verify", retry_at=NOW + 2 * HOUR)}, None),
+        # It was refused, and the new signature cannot be had: it stays withdrawn, and only that is tried again.
+        ({"trusted": frozenset[str](), "failure": REFUSED_LATER}, ("Store", "linux/amd64")),
+    ],
+)
+def test_a_new_signature_that_cannot_be_had_keeps_nothing_from_being_verified_again(
+    changes: dict[str, Any], step: tuple[str, str] | None
+) -> None:
+    snapshot = later(**{"spec": make_spec("Published", SIGNED_AGAIN, ARM), "failure": NOT_STORED, **changes})
+    plan = plan_version(snapshot)
+    assert (step_name(plan.step) if plan.step is not None else None) == step
+
+
+def test_what_is_withdrawn_and_cannot_be_signed_again_is_not_tried_without_end() -> None:
+    spec = make_spec("Published", SIGNED_AGAIN)
+    withdrawn = plan_version(later(spec=spec, trusted=frozenset(), failure=REFUSED_LATER)).status
+    assert withdrawn.phase == "Withdrawn"
+    plan = plan_version(later(spec=spec, status=withdrawn, done=Done(), trusted=frozenset(), failure=NOT_STORED))
+    assert (plan.status.phase, plan.step) == ("Withdrawn", None)
+
+
+def test_what_was_verified_before_binding_was_required_is_verified_again_before_it_is_published() -> None:
+    def seen(*, binds: bool) -> VersionSnapshot:
+        signed = [
+            entry.model_copy(update={"signature": entry.signature.model_copy(update={"binds": binds})})
+            for entry in BOTH
+            if entry.signature is not None
+        ]
+        return look("Published", *signed, reference=INDEX, require_binding=True)
+
+    plan = plan_version(seen(binds=False))
+    assert isinstance(plan.step, Verify)
+    assert plan.status.phase == "Draft"
+    assert plan_version(seen(binds=True)).status.phase == "Published"
+
+
+def test_an_entry_with_the_same_hash_and_another_file_is_another_entry() -> None:
+    other = verified(AMD).model_copy(update={"digest": f"sha256:{'b' * 64}"})
+    plan = plan_version(look("Published", other, verified(ARM), reference=INDEX))
+    assert isinstance(plan.step, Store)
+    assert plan.status.phase == "Draft"
+
+
 # -- what holds it at Draft although it is verified
 
 
@@ -656,12 +716,32 @@ def test_a_test_runs_once_for_a_content_and_again_when_somebody_asks() -> None:
     assert plan_version(replace(noted, spec=edited)).step is None, "notes are not what was tested"
 
 
+def test_nobody_finds_two_contents_with_one_hash() -> None:
+    """An author chooses both of them, so that a hash of n bits resists n/2 of them: a verdict must not move along."""
+    assert len(content_under_test(held())) >= 32
+    assert len(hash_artifact(AMD)) >= 32
+
+
+def test_a_test_job_has_a_name_that_the_api_server_takes() -> None:
+    assert len(job_name("c" * 40, "1.4.0-rc.1", "f" * 32)) <= 63
+
+
 def test_the_person_is_told_how_to_give_the_verdict() -> None:
-    (tested,) = (c for c in plan_version(held(testing=MANUAL)).status.conditions if c.type == "Tested")
+    plan = plan_version(held(testing=MANUAL, namespace="fleet"))
+    (tested,) = (c for c in plan.status.conditions if c.type == "Tested")
     assert "look at the dashboard" in tested.message
-    assert f"kubectl annotate --overwrite componentversion agent-1.4.0 outrider.dev/test-verdict=pass:{TO_JUDGE}" in (
-        tested.message
-    )
+    command = "kubectl --namespace fleet annotate --overwrite componentversion agent-1.4.0 outrider.dev/test-verdict="
+    assert f"{command}pass:{TO_JUDGE} (or fail:{TO_JUDGE})" in tested.message
+
+
+def test_every_refusal_of_the_trust_code_condemns_what_was_published() -> None:
+    # But for the two that are about a key's validity, which bounds the first publication, and about keys themselves.
+    folder = Path(__file__).resolve().parents[2] / "operator" / "outrider" / "trust"
+    judging = ("verify", "chain", "bundle", "cosign", "statement", "evidence", "detached", "digest")
+    text = "".join((folder / f"{name}.py").read_text() for name in judging)
+    reasons = set(re.findall(r'Stalling\(\s*"(\w+)"', text))
+    assert reasons - {"KeyNotValidNow"} <= CONDEMNING
+    assert {"SignatureUntrusted", "NoTrustedKey", "StatementMismatch"} <= reasons
 
 
 # -- deletion

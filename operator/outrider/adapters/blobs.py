@@ -119,7 +119,8 @@ class UploadWindow:
         self.source_failed = False
         """The stream itself has raised an error: this is nothing that the registry could mend."""
         self._chunks = iter(chunks)
-        self._ring = bytearray(WINDOW)
+        self._ring = bytearray()
+        """Grows to `WINDOW` bytes, if there are so many."""
 
     @property
     def start(self) -> int:
@@ -150,5 +151,6 @@ class UploadWindow:
         tail = memoryview(piece)[-WINDOW:]
         place = (self.stream.size + len(piece) - len(tail)) % WINDOW
         room = WINDOW - place
+        self._ring += bytes(max(0, place - len(self._ring)))  # for a piece that is larger than all of it
         self._ring[place : place + min(room, len(tail))] = tail[:room]
         self._ring[: max(0, len(tail) - room)] = tail[room:]

@@ -7,6 +7,7 @@ race is `Conflict`, what the API server calls invalid is `Stalling(Invalid)`, ev
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
 _LIST_CHUNK = 500
 _SILENT_SECONDS = 90.0
 """A watch that says nothing for so long is broken: the API server sends a bookmark every minute."""
+_SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+"""What may be a name in a URL: everything that the API server takes for the kinds below, and no path."""
 _TOO_MANY = 429
 _SERVER_ERROR = 500
 
@@ -47,7 +50,14 @@ class Resource:
     kind: str
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
-        """Return the URL path of the collection, an object or a subresource."""
+        """Return the URL path of the collection, an object or a subresource. Raises Stalling(NameInvalid).
+
+        Names come out of specs, too, and whoever builds the URL resolves `..` in them: a name that is a path would lead
+        to another namespace, with the operator's rights.
+        """
+        for given in (namespace, name):
+            if given and (_SEGMENT.fullmatch(given) is None or ".." in given):
+                raise Stalling("NameInvalid", f"{given[:64]!r} cannot be the name of a {self.kind}; correct it")
         parts = ["/api" if not self.group else f"/apis/{self.group}", self.version]
         if namespace:
             parts += ["namespaces", namespace]

@@ -20,6 +20,7 @@ import requests
 
 from outrider.adapters import dockerconfig
 from outrider.adapters.dockerconfig import Credentials
+from outrider.adapters.sources import check_url
 from outrider.adapters.transport import (
     NETWORK_ERRORS,
     AddressPolicy,
@@ -67,6 +68,9 @@ class RegistrySettings:
     """Seconds that the registry may take to flush and hash what was uploaded; grows with the size on a slow disk."""
     resume_delays: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Seconds to wait before each attempt to resume a broken upload or download."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Globs over the hosts that may be asked, the registry itself as where it points: to other places for blobs, to its
+    token service. Empty: every host."""
     guard: AddressPolicy | None = None
     """Where connections may go, to the registry itself as to where it points; None: anywhere. For registries that are
     named by those who may write an object, and not by the operator's settings."""
@@ -212,6 +216,8 @@ class RegistrySession(oras.provider.Registry):  # type: ignore[misc]  # oras has
         headers: dict[str, str],
         timeout: tuple[float, float] | None,
     ) -> requests.Response:
+        if self.settings.allowed_hosts:
+            check_url(url, self.settings.allowed_hosts)
         try:
             response: requests.Response = self.session.request(
                 method,

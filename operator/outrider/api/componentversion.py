@@ -109,7 +109,7 @@ class HttpSource(ApiModel):
     """A Secret with what the server asks for: `username` and `password`, or `token`, or `authorization` for the whole
     header. It is sent to the URL's own host and to no other that it redirects to."""
     ca_config_map: ConfigMapKey | None = None
-    """The authorities that may vouch for the server, in PEM, instead of the public ones."""
+    """Authorities that may vouch for the server beside the public ones, in PEM."""
 
 
 class ConfigMapSource(ConfigMapKey):

@@ -6,6 +6,10 @@ from datetime import datetime
 
 from outrider.api.base import Condition, ConditionStatus
 
+MAX_MESSAGE = 4096
+"""Characters of a condition's message. Whoever can make it longer than the API server takes could keep a status from
+being written at all, and what was refused would stay as it was."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -33,7 +37,7 @@ def merge_conditions(
                 type=finding.type,
                 status=finding.status,
                 reason=finding.reason,
-                message=finding.message,
+                message=bounded(finding.message),
                 observed_generation=max(0, generation),
                 last_transition_time=(
                     old.last_transition_time if old is not None and old.status == finding.status else now
@@ -41,3 +45,8 @@ def merge_conditions(
             )
         )
     return merged
+
+
+def bounded(message: str) -> str:
+    """Return a message that is not longer than `MAX_MESSAGE`."""
+    return message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"

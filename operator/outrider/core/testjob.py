@@ -25,7 +25,7 @@ MAX_MESSAGE_BYTES = 2048
 
 def job_name(component: str, version: str, content: str) -> str:
     """Return the name of the Job that tests a content: one content, one Job, at most 63 characters."""
-    readable = f"test-{component}-{version}".replace(".", "-")[:50].rstrip("-")
+    readable = f"test-{component}-{version}".replace(".", "-")[:30].rstrip("-")
     return f"{readable}-{content}"
 
 

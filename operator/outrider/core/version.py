@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from outrider.api.componentversion import Artifact, ComponentVersionStatus, Phase, StoredArtifact
+from outrider.api.componentversion import Artifact, ComponentVersionStatus, Phase, StoredArtifact, StoredSignature
 from outrider.core.plan import Event
 from outrider.core.version_snapshot import (
+    MISSING,
     AnyStep,
     Delete,
     Deletion,
@@ -63,7 +64,7 @@ class VersionPlan:
 def hash_artifact(artifact: Artifact) -> str:
     """Return the hash of everything in an artifact's entry that decides what is stored."""
     canonical = json.dumps(artifact.to_api(), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def version_order(version: str) -> tuple[object, ...]:
@@ -189,39 +190,61 @@ def _what_counts(seen: VersionSnapshot) -> dict[str, StoredArtifact]:
         stored = known.get(str(artifact.platform))
         if stored is None:
             continue
+        # Whatever the hash of its entry says, what is stored is the file that the entry names.
+        if stored.digest != f"sha256:{artifact.sha256}":
+            continue
         if published:
             # Its content cannot change; a new signature for it changes the entry, and takes nothing away.
-            if stored.digest != f"sha256:{artifact.sha256}":
-                continue
             failure = seen.failure
             if failure is not None and failure.condemns and failure.platform == stored.platform:
                 stored = stored.model_copy(update={"signature": None})
         else:
             if stored.spec_hash != hash_artifact(artifact):
                 continue
-            if stored.signature is not None and stored.signature.key_fingerprint not in seen.trusted_now:
+            if stored.signature is not None and not _counts_now(stored.signature, seen):
                 stored = stored.model_copy(update={"signature": None})
         counting[stored.platform] = stored
     return counting
 
 
+def _counts_now(signature: StoredSignature, seen: VersionSnapshot) -> bool:
+    """Say whether a signature that was verified before would still do for a first publication."""
+    return signature.key_fingerprint in seen.trusted_now and (signature.binds or not seen.require_binding)
+
+
 def _next_step(seen: VersionSnapshot, artifacts: Mapping[str, StoredArtifact]) -> AnyStep | None:
     """Return what has to be stored or verified next; for what was published, what has to be verified again."""
     first = seen.status.published_at is None
+    failure = seen.failure
+    if not first and failure is not None and failure.step in {"Store", "Verify"} and not failure.condemns:
+        # A new signature that cannot be fetched must not keep what is published from being verified again: its author
+        # could give one that never can.
+        for artifact in seen.spec.artifacts:
+            stored = artifacts.get(str(artifact.platform))
+            if stored is not None and (again := _verify_again(seen, artifact, stored)) is not None:
+                return again
     for artifact in seen.spec.artifacts:
         stored = artifacts.get(str(artifact.platform))
         if stored is None or stored.spec_hash != hash_artifact(artifact):
             return Store(artifact, None if first else stored)
         if stored.signature is None:
             return Verify(artifact, stored, first=first)
-        if first:
-            continue
-        if stored.signature.verified_at + seen.verification_lasts <= seen.now or (
-            seen.verify_after is not None and stored.signature.verified_at < seen.verify_after
-        ):
-            return Verify(artifact, stored, first=False)
-        if stored.signature.key_fingerprint not in seen.trusted:
-            return Verify(artifact, stored, thorough=False, first=False)
+        if not first and (again := _verify_again(seen, artifact, stored)) is not None:
+            return again
+    return None
+
+
+def _verify_again(seen: VersionSnapshot, artifact: Artifact, stored: StoredArtifact) -> Verify | None:
+    """Return how an artifact that is verified has to be verified once more; None if it need not be."""
+    signature = stored.signature
+    if signature is None or stored.spec_hash == MISSING:
+        return None
+    if signature.verified_at + seen.verification_lasts <= seen.now or (
+        seen.verify_after is not None and signature.verified_at < seen.verify_after
+    ):
+        return Verify(artifact, stored, first=False)
+    if signature.key_fingerprint not in seen.trusted:
+        return Verify(artifact, stored, thorough=False, first=False)
     return None
 
 

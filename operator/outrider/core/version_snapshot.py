@@ -20,8 +20,25 @@ Step = Literal["Store", "Verify", "Index", "Test", "Publish", "Delete"]
 MISSING = "missing"
 """As a `specHash`: what was stored is not in the registry any more, and has to be stored again."""
 
-SAYS_NOTHING = frozenset({"RegistryDenied", "RegistryRefused", "RegistryInvalid", "DeleteUnsupported"})
-"""Refusals that say nothing about an artifact: whoever keeps the registry must act, and nothing is withdrawn for it."""
+CONDEMNING = frozenset(
+    {
+        "BindingRequired",
+        "BlobCorrupted",
+        "BundleMalformed",
+        "DigestMalformed",
+        "DigestMismatch",
+        "EvidenceMalformed",
+        "ManifestInvalid",
+        "NoTrustedKey",
+        "SignatureMalformed",
+        "SignatureMissing",
+        "SignatureUntrusted",
+        "StatementMalformed",
+        "StatementMismatch",
+    }
+)
+"""Refusals of a verification that say something about what is stored. All others say that somebody (whoever keeps the
+registry, a Secret, a name) must act before anybody can tell: nothing is withdrawn for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +59,7 @@ class Failure:
     @property
     def condemns(self) -> bool:
         """Whether it says that what is stored must not be used."""
-        return self.step == "Verify" and self.stalled and self.reason not in SAYS_NOTHING
+        return self.step == "Verify" and self.stalled and self.reason in CONDEMNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +135,9 @@ class VersionSnapshot:
     """One look at a ComponentVersion and at the work that is done for it.
 
     `trusted` are the fingerprints of the keys that may vouch for it, `trusted_now` of those that may vouch for a first
-    publication now. What was verified longer ago than `verification_lasts`, or before `verify_after`, is verified
-    again. `verdict` and `retest` are the annotations of that name.
+    publication now, and only with a statement that binds if `require_binding`. What was verified longer ago than
+    `verification_lasts`, or before `verify_after`, is verified again. `verdict` and `retest` are the annotations of
+    that name.
     """
 
     now: datetime
@@ -132,6 +150,7 @@ class VersionSnapshot:
     newer_published: str | None = None
     trusted: frozenset[str] = frozenset()
     trusted_now: frozenset[str] = frozenset()
+    require_binding: bool = False
     problems: tuple[Problem, ...] = ()
     job: JobFacts | None = None
     verdict: str = ""
@@ -141,6 +160,7 @@ class VersionSnapshot:
     usage: Usage | None = None
     deletion: Deletion | None = None
     has_finalizer: bool = True
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

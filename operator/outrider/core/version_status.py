@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from outrider.api.base import Condition
-from outrider.api.componentversion import ComponentVersionStatus, Usage
+from outrider.api.componentversion import ComponentVersionStatus, Phase, Usage
 from outrider.core.conditions import Finding, merge_conditions
 from outrider.core.plan import Event
 from outrider.core.version_snapshot import (
@@ -66,6 +66,30 @@ def conclude_deletion(
         update={"observed_generation": seen.generation, "conditions": conditions, "latest": False}
     )
     return after, tuple(event for event in events if event.reason not in told)
+
+
+def conclude_unreadable(
+    status: ComponentVersionStatus, problem: str, generation: int, now: datetime, *, revoked: bool
+) -> tuple[ComponentVersionStatus, tuple[Event, ...]]:
+    """Return the status of a version whose spec cannot be read, and what a person should be told.
+
+    The API server takes some values that we do not, such as a time in the year 0. What was published is withdrawn, and
+    has to be verified once more when the spec is corrected: else an author could keep it from ever being withdrawn.
+    """
+    phase: Phase = "Revoked" if revoked else "Withdrawn" if status.published_at is not None else "Draft"
+    message = f"the spec cannot be read: {problem}; correct it"
+    findings = [Finding("Ready", "False", "SpecInvalid", message), Finding("Stalled", "True", "SpecInvalid", message)]
+    after = status.model_copy(
+        update={
+            "observed_generation": generation,
+            "phase": phase,
+            "latest": False,
+            "artifacts": [stored.model_copy(update={"signature": None}) for stored in status.artifacts],
+            "conditions": merge_conditions(status.conditions, findings, generation, now),
+        }
+    )
+    told = any(condition.reason == "SpecInvalid" for condition in status.conditions)
+    return after, () if told else (Event("Warning", "SpecInvalid", message),)
 
 
 def describe_usage(usage: Usage) -> str:

@@ -20,7 +20,7 @@ def content_of_test(spec: ComponentVersionSpec, artifact_hashes: Sequence[str], 
         "retest": retest,
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def judge_test(seen: VersionSnapshot, content: str) -> Trial:
@@ -50,10 +50,11 @@ def _judge_verdict(seen: VersionSnapshot, content: str, instructions: str) -> Tr
         return Trial(content, "Passed" if passed else "Failed", record.message, record)
     name = f"{seen.spec.component}-{seen.spec.version}"
     look = f" ({instructions})" if instructions else ""
+    where = f"--namespace {seen.namespace} " if seen.namespace else ""
     return Trial(
         content,
         "Waiting",
-        f"waiting for a person's verdict{look}: kubectl annotate --overwrite componentversion {name} "
+        f"waiting for a person's verdict{look}: kubectl {where}annotate --overwrite componentversion {name} "
         f"outrider.dev/test-verdict=pass:{content} (or fail:{content})",
     )
 

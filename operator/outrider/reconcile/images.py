@@ -12,8 +12,9 @@ from outrider.adapters.ingest import StoredArtifact as Found
 from outrider.adapters.ocisource import (
     OciReference,
     collect_evidence,
+    copied_content,
     copy_image,
-    keeping_tag,
+    delete_copy,
     parse_reference,
     resolve_image,
 )
@@ -103,17 +104,19 @@ def publish_images(places: Places, repository: str, version: str, artifacts: Seq
 def delete_images(
     places: Places, repository: str, version: str, artifacts: Sequence[StoredArtifact], keep: frozenset[str]
 ) -> None:
-    """Take copied images out of the registry. Their layers stay until it sweeps: other images may share them."""
+    """Take copied images out of the registry, but for what the images and files in `keep` (digests) need."""
     with places.registry() as ours:
+        kept = set(keep)
+        for digest in keep:
+            # Layers are shared between images; what is no image has no such content.
+            kept |= copied_content(ours, repository, digest)
         for stored in artifacts:
             if stored.reference != ours.reference(repository, stored.digest):
                 continue
-            for tag in (version, keeping_tag(stored.digest)):
-                document = ours.get_manifest(repository, tag)
-                if document is not None and document.digest == stored.digest and stored.digest not in keep:
-                    ours.delete_tag(repository, tag)
-            if stored.digest not in keep:
-                ours.delete_manifest(repository, stored.digest)
+            document = ours.get_manifest(repository, version)
+            if document is not None and document.digest == stored.digest:
+                ours.delete_tag(repository, version)
+            delete_copy(ours, repository, stored.digest, keep=kept)
 
 
 def _registry(

@@ -6,7 +6,7 @@ command that gives the right, not an outage.
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +17,8 @@ from outrider.api.names import ANNOTATION_RECONCILE
 
 RETRY: Final = f"then annotate the ComponentVersion with {ANNOTATION_RECONCILE} to try again at once"
 
+_MAX_LISTED: Final = 10
+"""Keys of an object that a message names."""
 _DOCKER_CONFIG_KEYS: Final = (".dockerconfigjson", ".dockercfg")
 
 
@@ -31,9 +33,15 @@ class Login:
     docker_config: bytes = field(default=b"", repr=False)
 
     def header(self) -> str:
-        """Return the Authorization header for an HTTP server."""
+        """Return the Authorization header for an HTTP server. Raises Stalling(SecretUnusable)."""
         if self.authorization:
             return self.authorization
+        if self.docker_config:
+            raise Stalling(
+                "SecretUnusable",
+                "a web server is logged in to with username and password, or token, or authorization; the Secret has "
+                f"only a docker config; give it one of these, {RETRY}",
+            )
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
@@ -49,7 +57,7 @@ async def read_config_map(cluster: Cluster, namespace: str, source: ConfigMapKey
         return str(text[source.key]).encode()
     if source.key in binary:
         return base64.b64decode(binary[source.key])
-    keys = ", ".join(sorted([*text, *binary])) or "none"
+    keys = _listed([*text, *binary])
     raise Stalling(
         "SourceNotFound", f"ConfigMap {source.name} has no key {source.key} (it has: {keys}); add it, {RETRY}"
     )
@@ -97,8 +105,15 @@ def _login_of(namespace: str, name: str, data: Mapping[str, bytes]) -> Login:
         return Login(authorization=f"Bearer {text('token')}")
     if "username" in data and "password" in data:
         return Login(username=text("username"), password=text("password"))
-    keys = ", ".join(sorted(data)) or "none"
+    keys = _listed(data)
     raise _unusable(namespace, name, f"it has the keys {keys}")
+
+
+def _listed(keys: Iterable[str]) -> str:
+    """Return the first few of an object's keys, for a message."""
+    found = sorted(keys)
+    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+    return ", ".join(found[:_MAX_LISTED]) + more if found else "none"
 
 
 def _decoded(secret: Json) -> dict[str, bytes]:

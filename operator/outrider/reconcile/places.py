@@ -1,5 +1,6 @@
 """Where versions' bytes are: the operator's own registry, and the registries of others. One client per job."""
 
+import urllib.parse
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from ipaddress import ip_network
@@ -47,7 +48,7 @@ class Places:
 
         Raises Stalling(UrlInvalid, CredentialsMalformed, SecretUnusable).
         """
-        plain = any(fnmatchcase(reference.host, glob) for glob in self._settings.plain_http_sources)
+        plain = self._is_plain(reference.host)
         scheme = "http" if plain else "https"
         sources.check_url(f"{scheme}://{reference.host}/", self._settings.allowed_source_hosts)
         found = _credentials(reference, login) if login is not None else Credentials()
@@ -58,15 +59,23 @@ class Places:
                 username=found.username or None,
                 password=found.password or None,
                 identity_token=found.identity_token or None,
+                allowed_hosts=self._settings.allowed_source_hosts,
                 guard=self._guard,
             )
         )
+
+    def may_be_plain(self, url: str) -> bool:
+        """Say whether credentials may go to a URL's host without TLS."""
+        return self._is_plain(urllib.parse.urlsplit(url).netloc)
 
     def repository(self, namespace: str, component: str) -> str:
         """Return a component's repository in the operator's registry."""
         prefix = self._settings.registry_prefix
         path = f"{namespace}/{component}"
         return f"{prefix}/{path}" if prefix else path
+
+    def _is_plain(self, host: str) -> bool:
+        return any(fnmatchcase(host, glob) for glob in self._settings.plain_http_sources)
 
     def _limits(self, max_bytes: int) -> sources.SourceLimits:
         return sources.SourceLimits(

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -35,7 +35,7 @@ from outrider.core.version_snapshot import (
 )
 from outrider.reconcile.images import delete_images, publish_images, read_image, store_image
 from outrider.reconcile.inputs import Login, read_config_map, read_login
-from outrider.reconcile.places import Places, fetch_settings
+from outrider.reconcile.places import MAX_DOCUMENT_BYTES, Places, fetch_settings
 from outrider.reconcile.testjobs import TestJobs
 from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
@@ -107,16 +107,7 @@ class VersionSteps:
                 return _with(done, stored)
             case Verify(artifact, stored):
                 inputs = await self._read_inputs(subject.namespace, artifact) if stored.kind == "Image" else Inputs()
-                try:
-                    proven = await asyncio.to_thread(self._verify, subject, step, inputs, cancelled)
-                except Stalling as refusal:
-                    # It may have been signed again in a place that the spec names, which changes nothing in the spec.
-                    if stored.kind == "Image" or refusal.reason not in _SIGNING_HELPS:
-                        raise
-                    if not await self._look_for_signatures(subject, step):
-                        raise
-                    proven = await asyncio.to_thread(self._verify, subject, step, inputs, cancelled)
-                return _with(done, proven)
+                return _with(done, await asyncio.to_thread(self._verify, subject, step, inputs, cancelled))
             case WriteIndex(artifacts):
                 index = await asyncio.to_thread(self._write_index, subject, artifacts, publish=False)
                 return Done(done.artifacts, done.reference, index, done.deleted)
@@ -152,7 +143,14 @@ class VersionSteps:
         if document.inline is not None:
             return document.inline.encode()
         if document.config_map is not None:
-            return await read_config_map(self._cluster, namespace, document.config_map)
+            content = await read_config_map(self._cluster, namespace, document.config_map)
+            if len(content) > MAX_DOCUMENT_BYTES:
+                raise Stalling(
+                    "SourceTooLarge",
+                    f"the signature's document in ConfigMap {document.config_map.name} has {len(content)} bytes, and "
+                    f"at most {MAX_DOCUMENT_BYTES} are read; give the signature's document alone",
+                )
+            return content
         assert document.http is not None  # noqa: S101 - the CRD demands exactly one
         return await asyncio.to_thread(self._fetch_document, document.http.url)
 
@@ -245,8 +243,14 @@ class VersionSteps:
                 blob = ingest.ingest(registry, repository, found.source, artifact.sha256, field=_field(artifact))
             return blob, collect_evidence(theirs, reference.repository, found.chain)
 
-    async def _look_for_signatures(self, subject: Subject, step: Verify) -> bool:
-        """Bring along what vouches for a file by now, where its spec says; tells whether anything of it is new."""
+    async def look_for_signatures(self, subject: Subject, step: Verify, refusal: Stalling) -> bool:
+        """Bring along what vouches for a refused file by now; tells whether anything of it is new.
+
+        It may have been signed again in a place that its spec names, which changes nothing in the spec: beside it in
+        another registry, in a ConfigMap, behind a URL. Of images what lies beside them is read each time.
+        """
+        if step.stored.kind == "Image" or refusal.reason not in _SIGNING_HELPS:
+            return False
         try:
             inputs = await self._read_inputs(subject.namespace, step.artifact)
             return await asyncio.to_thread(self._bring_signatures, subject, step, inputs)
@@ -285,7 +289,8 @@ class VersionSteps:
                 "there, or name another source",
             )
         assert source.http is not None  # noqa: S101 - the CRD demands exactly one source
-        access = sources.HttpAccess(inputs.login.header() if inputs.login else None, inputs.ca_pem)
+        header = inputs.login.header() if inputs.login else None
+        access = sources.HttpAccess(header, inputs.ca_pem, plain_http=self._places.may_be_plain(source.http.url))
         return sources.open_http(source.http.url, limits=self._places.limits, access=access, cancelled=cancelled)
 
     def _verify(self, subject: Subject, step: Verify, inputs: Inputs, cancelled: Cancelled) -> StoredArtifact:
@@ -388,7 +393,7 @@ class VersionSteps:
         return registry.reference(repository, index.digest)
 
     def _delete(self, subject: Subject, artifacts: Sequence[StoredArtifact], reference: str | None) -> None:
-        keep = self._digests_of_others(subject)
+        keep = digests_of_others(self._versions.values(), subject)
         if artifacts[0].kind == "Image":
             delete_images(self._places, self._repository(subject), subject.spec.version, artifacts, keep)
             return
@@ -400,24 +405,34 @@ class VersionSteps:
             ingest.delete_version(
                 registry,
                 repository,
-                manifests=[_digest_of(stored.reference) for stored in artifacts],
-                index=index,
+                manifests=[d for stored in artifacts if (d := _digest_of(stored.reference)) not in keep],
+                index=index if index not in keep else None,
                 keep_blobs=keep,
             )
 
-    def _digests_of_others(self, subject: Subject) -> frozenset[str]:
-        """Return the files that other versions of the component have, too: they stay."""
-        return frozenset(
-            stored["digest"]
-            for other in self._versions.values()
-            if other["metadata"]["namespace"] == subject.namespace
-            and other["spec"]["component"] == subject.spec.component
-            and other["metadata"]["uid"] != subject.uid
-            for stored in (other.get("status") or {}).get("artifacts") or []
-        )
-
     def _repository(self, subject: Subject) -> str:
         return self._places.repository(subject.namespace, subject.spec.component)
+
+
+def digests_of_others(versions: Iterable[Json], subject: Subject) -> frozenset[str]:
+    """Return what other versions of the component need in its repository: their files, manifests and indexes.
+
+    The repository is shared, and an author may name in one version what another has stored: as a file, or as an image.
+    Files count from the moment that a spec names them: they may be found here before a status says so.
+    """
+    needed: set[str] = set()
+    for other in versions:
+        metadata, spec, status = other["metadata"], other["spec"], other.get("status") or {}
+        if (metadata["namespace"], spec["component"]) != (subject.namespace, subject.spec.component):
+            continue
+        if metadata["uid"] == subject.uid:
+            continue
+        needed |= {f"sha256:{artifact['sha256']}" for artifact in spec["artifacts"]}
+        for stored in status.get("artifacts") or []:
+            needed |= {stored["digest"], _digest_of(stored["reference"])}
+        if status.get("reference"):
+            needed.add(_digest_of(status["reference"]))
+    return frozenset(needed)
 
 
 def _with(done: Done, stored: StoredArtifact) -> Done:

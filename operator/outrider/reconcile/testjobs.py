@@ -7,12 +7,14 @@ from collections.abc import Callable
 from outrider.adapters.informer import Informer
 from outrider.adapters.kube import JOBS, PODS, Cluster, Conflict, Json
 from outrider.api import names
-from outrider.api.errors import OutriderError, Stalling
+from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.core.testjob import is_finished, job_facts
 from outrider.core.version_snapshot import JobFacts
 
 logger = logging.getLogger(__name__)
 
+_OURS = (names.LABEL_MANAGED_BY, names.LABEL_COMPONENT_VERSION)
+"""Labels by which the Job of a version is known: nobody but the operator may write Jobs that have the first."""
 _LOG_LINES = 20
 _LOG_BYTES = 16 * 1024
 
@@ -44,12 +46,22 @@ class TestJobs:
         return job_facts(job, await self._last_words(namespace, job))
 
     async def create(self, namespace: str, job: Json) -> None:
-        """Create a test's Job; that it exists already is fine. Raises Stalling(TestInvalid)."""
+        """Create a test's Job; that it exists already is fine, if it is ours. Raises Stalling(TestInvalid)."""
         try:
             self.informer.put(await self._cluster.create(JOBS, job, namespace))
         except Conflict as error:
             if error.reason != "AlreadyExists":
                 raise
+            name, labels = job["metadata"]["name"], job["metadata"]["labels"]
+            found = await self._cluster.get(JOBS, namespace, name)
+            if found is None:
+                raise Transient("TestGone", f"Job {name} was deleted just now; it will be created again") from None
+            if any((found["metadata"].get("labels") or {}).get(key) != labels[key] for key in _OURS):
+                raise Stalling(
+                    "TestInvalid",
+                    f"there is a Job {name} in namespace {namespace} already that is none of the operator's; delete it",
+                ) from None
+            self.informer.put(found)
         except Stalling as error:
             raise Stalling(
                 "TestInvalid",

@@ -92,7 +92,11 @@ class TrustStore:
         ]
 
     async def hand_out(self, namespace: str, component: str) -> None:
-        """Keep the ConfigMap of the public keys that may vouch for a component in a fleet's namespace."""
+        """Keep the ConfigMap of the public keys that may vouch for a component in a fleet's namespace.
+
+        Nodes trust every key in it. Applying leaves alone what others have put there before it was ours, and from then
+        on nobody else may change it: so what is not ours is taken out here.
+        """
         files = build_key_files(select_keys(self.keys, namespace, component))
         content = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
         if self._handed.get((namespace, component)) == content:
@@ -105,8 +109,21 @@ class TrustStore:
             },
             "data": files,
         }
-        await self._cluster.apply(CONFIG_MAPS, body)
+        answer = await self._cluster.apply(CONFIG_MAPS, body)
+        if (answer.get("data") or {}) != files or answer.get("binaryData"):
+            await self._clean(answer, files)
         self._handed[namespace, component] = content
+
+    async def _clean(self, found: Json, files: dict[str, str]) -> None:
+        """Leave nothing in the ConfigMap but our keys."""
+        metadata = found["metadata"]
+        operations: list[Json] = [
+            {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
+            {"op": "add", "path": "/data", "value": files},
+        ]
+        if "binaryData" in found:
+            operations.append({"op": "remove", "path": "/binaryData"})
+        await self._cluster.patch_json(CONFIG_MAPS, metadata["namespace"], metadata["name"], operations)
 
     def _changed(self, _before: KeySecret | None, after: KeySecret | None) -> None:
         if after is not None:

@@ -1,7 +1,8 @@
 """ComponentVersions: gather, plan, do the one step that is next, report.
 
 Steps move gigabytes and take minutes, so that they run beside the passes: a pass only starts one, or takes note of how
-it ended. At most `ingest_concurrency` of them run at a time. A step whose version was changed or deleted meanwhile is
+it ended. At most `ingest_concurrency` of them run at a time that fetch something from elsewhere, and as many that work
+on what is stored already. A step whose version was changed or deleted meanwhile is
 cancelled, and whatever it still achieves is forgotten.
 """
 
@@ -10,8 +11,10 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+
+from pydantic import ValidationError
 
 from outrider.adapters import clock
 from outrider.adapters.events import EventRecorder
@@ -22,6 +25,7 @@ from outrider.api import names
 from outrider.api.componentversion import ComponentVersionSpec, ComponentVersionStatus, Usage
 from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.core.compatibility import check_rules
+from outrider.core.conditions import bounded
 from outrider.core.plan import Event
 from outrider.core.version import VersionPlan, newest, plan_version, step_name
 from outrider.core.version_snapshot import (
@@ -33,8 +37,11 @@ from outrider.core.version_snapshot import (
     Problem,
     Running,
     Step,
+    Store,
+    Verify,
     VersionSnapshot,
 )
+from outrider.core.version_status import conclude_unreadable
 from outrider.reconcile.catalogue import Catalogue
 from outrider.reconcile.steps import Subject, VersionSteps
 from outrider.reconcile.testjobs import TestJobs
@@ -63,6 +70,8 @@ class _Memory:
     running: Running | None = None
     attempts: int = 0
     verify_after: datetime | None = None
+    looked: datetime | None = None
+    """When what was refused was looked for new signatures."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     task: asyncio.Task[None] | None = None
 
@@ -93,7 +102,10 @@ class VersionReconciler:
         self._enqueue = enqueue
         self._steps = VersionSteps(cluster, versions, trust, jobs, settings)
         self._memories: dict[str, _Memory] = {}
-        self._slots = asyncio.Semaphore(settings.ingest_concurrency)
+        # What goes to places that authors name may be held up there for as long as a timeout allows. It must not hold
+        # up what needs nobody but the operator's own registry: above all to find out what is to be withdrawn.
+        self._outside = asyncio.Semaphore(settings.ingest_concurrency)
+        self._inside = asyncio.Semaphore(settings.ingest_concurrency)
 
     async def reconcile(self, key: str) -> float | None:
         """Make one pass over `namespace/name`; returns the seconds after which to look again."""
@@ -103,7 +115,12 @@ class VersionReconciler:
             self._forget(key)
             return None
         memory = self._memory(key, body)
-        seen = await self._gather(body, memory)
+        try:
+            spec = ComponentVersionSpec.model_validate(body["spec"])
+        except ValidationError as error:
+            await self._refuse(body, error)
+            return None
+        seen = await self._gather(body, spec, memory)
         plan = plan_version(seen)
         await self._execute(key, body, plan, memory)
         self._report(body, plan)
@@ -136,15 +153,15 @@ class VersionReconciler:
 
     # -- gather
 
-    async def _gather(self, body: Json, memory: _Memory) -> VersionSnapshot:
+    async def _gather(self, body: Json, spec: ComponentVersionSpec, memory: _Memory) -> VersionSnapshot:
         metadata = body["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
-        spec = ComponentVersionSpec.model_validate(body["spec"])
         status = ComponentVersionStatus.model_validate(body.get("status") or {})
         annotations = metadata.get("annotations") or {}
         now = clock.now()
         return VersionSnapshot(
             now=now,
+            namespace=namespace,
             generation=metadata["generation"],
             spec=spec,
             status=status,
@@ -154,6 +171,7 @@ class VersionReconciler:
             newer_published=self._newer_published(namespace, spec),
             trusted=self._trust.fingerprints(namespace, spec.component),
             trusted_now=self._trust.fingerprints(namespace, spec.component, at=now),
+            require_binding=self._settings.require_binding,
             problems=self._problems(namespace, spec),
             job=await self._job(namespace, name, metadata["uid"], status),
             verdict=annotations.get(names.ANNOTATION_VERDICT, ""),
@@ -209,7 +227,7 @@ class VersionReconciler:
             and failure.stalled
             and memory.failed_with_trust != self._trust.generation
         ):
-            memory.failure, memory.attempts = None, 0
+            memory.failure, memory.attempts, memory.looked = None, 0, None
         return memory
 
     def _forget(self, key: str) -> None:
@@ -225,15 +243,7 @@ class VersionReconciler:
         if plan.finalizer == "Keep":
             body = await self._keep_finalizer(body)
         await self._jobs.stop_others(namespace, metadata["uid"], plan.test)
-        if plan.status.to_api() != (body.get("status") or {}):
-            answer = await self._cluster.apply(
-                COMPONENT_VERSIONS,
-                {"metadata": {"namespace": namespace, "name": name}, "status": plan.status.to_api()},
-                manager=names.FIELD_MANAGER_STATUS,
-                subresource="status",
-            )
-            self._versions.put(answer)
-            body = answer
+        body = await self._write_status(body, plan.status)
         if plan.finalizer == "Drop":
             await self._drop_finalizer(body)
             return
@@ -244,6 +254,35 @@ class VersionReconciler:
                 namespace, name, metadata["uid"], ComponentVersionSpec.model_validate(body["spec"]), plan.status
             )
             memory.task = asyncio.create_task(self._run(key, memory, plan.step, subject))
+
+    async def _refuse(self, body: Json, error: ValidationError) -> None:
+        """Say of a spec that the API server has taken and that we cannot read that it is wrong."""
+        status = ComponentVersionStatus.model_validate(body.get("status") or {})
+        found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        problem = f"spec.{'.'.join(str(part) for part in found['loc'])}: {found['msg']}"
+        revoked = body["spec"].get("stage") == "Revoked"
+        generation = body["metadata"]["generation"]
+        after, events = conclude_unreadable(status, problem, generation, clock.now(), revoked=revoked)
+        await self._write_status(body, after)
+        for event in events:
+            self._tell(body["metadata"], event)
+
+    async def _write_status(self, body: Json, status: ComponentVersionStatus) -> Json:
+        """Write a status if it is not there already; return the object as it is then."""
+        if status.to_api() == (body.get("status") or {}):
+            return body
+        metadata = body["metadata"]
+        answer = await self._cluster.apply(
+            COMPONENT_VERSIONS,
+            {
+                "metadata": {"namespace": metadata["namespace"], "name": metadata["name"]},
+                "status": status.to_api(),
+            },
+            manager=names.FIELD_MANAGER_STATUS,
+            subresource="status",
+        )
+        self._versions.put(answer)
+        return answer
 
     def _report(self, body: Json, plan: VersionPlan) -> None:
         metadata = body["metadata"]
@@ -288,17 +327,20 @@ class VersionReconciler:
         trust = self._trust.generation
         result = "passed"
         try:
-            async with self._slots:
+            async with self._outside if _goes_outside(step) else self._inside:
                 if memory.cancelled.is_set():
                     return
                 memory.done = await self._steps.perform(step, subject, memory.done, memory.cancelled.is_set)
             if name == "Store" and subject.status.published_at is not None:
-                # Signed again, or stored again: what is there now has to prove itself.
-                memory.verify_after = clock.now() + timedelta(seconds=1)
+                # Signed again, or stored again: what is there now has to prove itself. Status tells the time to the
+                # second: what is verified within this one counts.
+                memory.verify_after = clock.now().replace(microsecond=0)
             memory.failure, memory.attempts = None, 0
         except OutriderError as error:
             result = "refused" if isinstance(error, Stalling) else "unknown"
             self._fail(memory, error, name, platform, trust)
+            if isinstance(error, Stalling) and isinstance(step, Verify):
+                await self._look_for_signatures(key, memory, step, subject, error)
         except Exception:
             logger.exception("%s of %s failed unexpectedly", name, key)
             result = "unknown"
@@ -309,6 +351,23 @@ class VersionReconciler:
             memory.running = memory.task = None
             if not memory.cancelled.is_set():
                 self._enqueue(key)
+
+    async def _look_for_signatures(
+        self, key: str, memory: _Memory, step: Verify, subject: Subject, refusal: Stalling
+    ) -> None:
+        """Have what was refused verified again if it was signed again since; asked for now and then, not each time."""
+        now = clock.now()
+        if memory.looked is not None and now < memory.looked + timedelta(seconds=_LOOK_AGAIN_AT_SOURCE_SECONDS):
+            return
+        memory.looked = now
+        # The refusal counts and is told at once: whom the spec names may take his time to answer.
+        self._enqueue(key)
+        try:
+            async with self._outside:
+                if not memory.cancelled.is_set() and await self._steps.look_for_signatures(subject, step, refusal):
+                    memory.failure = None
+        except Exception:
+            logger.exception("Looking for new signatures of %s failed unexpectedly", key)
 
     def _fail(self, memory: _Memory, error: OutriderError, name: Step, platform: str, trust: str) -> None:
         memory.attempts += 1
@@ -323,11 +382,20 @@ class VersionReconciler:
             name,
             platform,
             error.reason,
-            error.message,
+            bounded(error.message),
             stalled,
             memory.attempts,
             clock.now() + timedelta(seconds=delay),
         )
+        if memory.failure.condemns and (proven := memory.done.artifacts.get(platform)) is not None:
+            # What it had proven before is refuted, and does not come back when the failure is forgotten.
+            refuted = proven.model_copy(update={"signature": None})
+            memory.done = replace(memory.done, artifacts={**memory.done.artifacts, platform: refuted})
+
+
+def _goes_outside(step: AnyStep) -> bool:
+    """Say whether a step asks a server that the version's author has named."""
+    return isinstance(step, Store) or (isinstance(step, Verify) and step.stored.kind == "Image")
 
 
 def _spread(uid: str) -> float:

@@ -4,11 +4,10 @@ What makes them: `openssl dgst -sha256 -sign KEY FILE` and `cosign sign-blob --k
 bundle). As only the digest of the file enters, a file of any size is checked in constant memory.
 """
 
-import base64
-import binascii
 from typing import Final
 
 from outrider.api.errors import Stalling
+from outrider.trust.documents import Malformed, decode_base64
 
 MAX_TEXT_BYTES: Final = 8 * 1024
 """Larger than the base64 of any signature by an accepted key (2,048 bytes for RSA 16384), line breaks included."""
@@ -27,26 +26,14 @@ def decode_signature(text: str) -> bytes:
     if len(text) > MAX_TEXT_BYTES:
         raise _malformed(f"it has {len(text)} characters, and no signature needs more than {MAX_TEXT_BYTES}")
     compact = text.translate(dict.fromkeys(map(ord, _WHITESPACE)))
-    if not compact:
-        raise _malformed("it is empty")
     if compact.startswith("{"):
         raise _malformed("it looks like JSON (a bundle?)")
     if compact.startswith("-----BEGIN"):
         raise _malformed("it looks like PEM")
     try:
-        signature = base64.b64decode(compact.encode("ascii"), validate=True)
-    except (UnicodeEncodeError, binascii.Error, ValueError):
-        raise _malformed("it is not base64") from None
-    if not signature:
-        raise _malformed("it is empty")
-    if base64.b64encode(signature) != compact.encode("ascii"):
-        raise _malformed("its last characters are damaged (base64 with stray bits)")
-    return signature
-
-
-def encode_signature(signature: bytes) -> str:
-    """Return the canonical base64 text of a raw signature: one line, padded."""
-    return base64.b64encode(signature).decode("ascii")
+        return decode_base64(compact, "it")
+    except Malformed as error:
+        raise _malformed(str(error)) from None
 
 
 def _malformed(what: str) -> Stalling:

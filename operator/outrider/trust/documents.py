@@ -21,6 +21,10 @@ MAX_DEPTH: Final = 32
 MAX_DIGITS: Final = 20
 """Of a number: enough for every 64-bit integer, and for the digits of a float that mean anything."""
 
+MAX_TOKENS: Final = 200_000
+"""Texts, and beginnings and ends of objects and lists. Each costs many times its own size in memory, and time: 4 MiB of
+`{}` were measured to take five seconds. An index of 1,000 signatures needs 20,000."""
+
 _MAX_SHOWN: Final = 80
 
 # A string with its escapes, closed or not, is one token: brackets inside do not count, and no character is looked at
@@ -37,7 +41,8 @@ def parse_object(data: bytes, *, max_bytes: int) -> dict[str, Any]:
 
     1. Not larger than `max_bytes`.
     2. UTF-8, without a byte order mark.
-    3. Not nested deeper than `MAX_DEPTH`: checked before parsing, for parsers recurse.
+    3. Not nested deeper than `MAX_DEPTH`, and of no more than `MAX_TOKENS`: checked before parsing, for parsers recurse
+       and build all of it.
     4. JSON as RFC 8259 has it, and beyond that: no name twice in an object (RFC 7493), neither NaN nor Infinity, no
        number of more than `MAX_DIGITS` characters.
     5. No half of a surrogate pair in any text: it could not be encoded again.
@@ -54,7 +59,7 @@ def parse_object(data: bytes, *, max_bytes: int) -> dict[str, Any]:
         raise Malformed("it is not UTF-8") from None
 
     # 3.
-    _check_depth(text)
+    _check_shape(text)
 
     # 4.
     try:
@@ -144,9 +149,11 @@ def shown(text: str) -> str:
     return quoted if len(text) <= _MAX_SHOWN else f"{quoted}…"
 
 
-def _check_depth(text: str) -> None:
+def _check_shape(text: str) -> None:
     depth = 0
-    for match in _TOKEN.finditer(text):
+    for number, match in enumerate(_TOKEN.finditer(text)):
+        if number >= MAX_TOKENS:
+            raise Malformed(f"it has more than {MAX_TOKENS} texts, objects and lists")
         if match[0] in "[{":
             depth += 1
             if depth > MAX_DEPTH:

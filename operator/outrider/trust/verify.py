@@ -43,6 +43,9 @@ BINDING: Final[Format] = "OutriderStatement"
 MAX_SIGNATURE_BYTES: Final = 4096
 """Larger than any signature by an accepted key (2,048 bytes for RSA 16384)."""
 
+_OF_PLAIN_BYTES: Final = ("Detached", "SigstoreBundle")
+"""Formats whose signature covers bytes of which nothing says what they are."""
+
 _LISTED: Final = 5
 """At most so many fingerprints, or pieces of evidence, are listed in a message."""
 
@@ -191,7 +194,9 @@ def further_algorithms(evidence: Sequence[Evidence], keys: Sequence[TrustedKey])
 def _judge(piece: Evidence, artifact: _Artifact, keys: Sequence[TrustedKey]) -> tuple[TrustedKey, tuple[str, ...]]:
     """Return the key by which one piece of evidence vouches for the artifact, and what was checked.
 
-    1. What was signed leads to the file.                       Else Stalling(EvidenceMalformed).
+    1. What was signed leads to the file. Only formats that say that they are about an OCI document may be about one:
+       whoever signed plain bytes vouched for these, and not for what they might name when read as a manifest.
+                                                                Else Stalling(EvidenceMalformed).
     2. The document is of its format.                           Else Stalling(SignatureMalformed, BundleMalformed).
     3. One of the keys signed it.                               Else Stalling(SignatureUntrusted).
     4. What was signed, if it says anything, can be read.       Else Stalling(StatementMalformed).
@@ -201,6 +206,12 @@ def _judge(piece: Evidence, artifact: _Artifact, keys: Sequence[TrustedKey]) -> 
     """
     # 1.
     signed = follow_chain(piece.chain, artifact.sha256, artifact.digests)
+    if piece.format in _OF_PLAIN_BYTES and signed["sha256"].hex() != artifact.sha256:
+        raise Stalling(
+            "EvidenceMalformed",
+            f"{piece.format} vouches for the signed bytes themselves, and those are not the file; sign the file, or "
+            "the image with `cosign sign --key KEY`",
+        )
     lead = "1 document leads" if len(piece.chain) == 1 else f"{len(piece.chain)} documents lead"
     led = (f"{lead} from what was signed to the file",) if piece.chain else ()
     said: tuple[str, ...] = ()
