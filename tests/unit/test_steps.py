@@ -77,3 +77,53 @@ def test_a_proof_that_was_refuted_does_not_come_back_when_the_refusal_is_forgott
     memory = _Memory("uid-9", 1, "", done=Done({"linux/amd64": verified(AMD)}))
     reconciler._fail(memory, Stalling(reason, "it does not verify"), "Verify", "linux/amd64", "")
     assert (memory.done.artifacts["linux/amd64"].signature is not None) == stands
+
+
+async def test_what_was_refused_is_told_first_and_then_looked_for_new_signatures_now_and_then() -> None:
+    happened: list[str] = []
+
+    class Steps:
+        async def perform(self, *_arguments: object) -> Done:
+            raise Stalling("SignatureMissing", "nothing vouches for it")
+
+        async def look_for_signatures(self, *_arguments: object) -> bool:
+            happened.append("looked")
+            return True
+
+    class Trust:
+        generation = ""
+
+    nothing = cast("Any", None)
+    reconciler = VersionReconciler(
+        nothing, nothing, nothing, cast("Any", Trust()), nothing, nothing, nothing, Settings(), happened.append
+    )
+    reconciler._steps = cast("Any", Steps())
+    memory = _Memory("uid-9", 1, "")
+    await reconciler._run("fleet/agent-9.9.9", memory, Verify(AMD, stored(AMD)), SUBJECT)
+    assert happened == ["fleet/agent-9.9.9", "looked", "fleet/agent-9.9.9"]
+    assert memory.failure is None, "it is verified once more"
+
+    happened.clear()
+    await reconciler._run("fleet/agent-9.9.9", memory, Verify(AMD, stored(AMD)), SUBJECT)
+    assert happened == ["fleet/agent-9.9.9"]
+    assert memory.failure is not None
+    assert memory.failure.reason == "SignatureMissing"
+
+
+async def test_what_could_not_be_stored_is_not_looked_for_new_signatures() -> None:
+    class Steps:
+        async def perform(self, *_arguments: object) -> Done:
+            raise Stalling("SignatureMissing", "nothing vouches for it")
+
+    class Trust:
+        generation = ""
+
+    nothing = cast("Any", None)
+    reconciler = VersionReconciler(
+        nothing, nothing, nothing, cast("Any", Trust()), nothing, nothing, nothing, Settings(), lambda _key: None
+    )
+    reconciler._steps = cast("Any", Steps())
+    memory = _Memory("uid-9", 1, "")
+    await reconciler._run("fleet/agent-9.9.9", memory, Store(AMD), SUBJECT)
+    assert memory.failure is not None
+    assert memory.looked is None
