@@ -219,7 +219,8 @@ def test_a_persons_verdict_counts_for_the_content_that_it_names_and_for_no_other
     content = the_content_is_named(then, "1.0.0")
     waiting = story.version("1.0.0")
     assert "Look at the lamps." in condition(waiting, "Tested")["message"]
-    assert "kubectl annotate --overwrite componentversion node-agent-1.0.0" in condition(waiting, "Ready")["message"]
+    command = f"kubectl --namespace {story.namespace} annotate --overwrite componentversion {COMPONENT}-1.0.0"
+    assert command in condition(waiting, "Ready")["message"]
     then.an_event_tells("WaitingForVerdict", content)
 
     # A verdict on something else, and what is no verdict.
