@@ -275,6 +275,15 @@ def test_a_file_pushed_by_oras_and_signed_by_cosign_comes_with_its_signature(
     published = then.the_version_is("1.0.0", "Published")
     assert signature_of(published)["format"] == ("CosignClassic" if classic else "SigstoreAttestation")
     assert story.repository.pull("1.0.0") == content_of("1.0.0")
+    # Another key: it is signed again where it came from, and nothing changes in the spec.
+    when.a_key_goes("cosign")
+    then.the_version_is("1.0.0", "Withdrawn", "NoTrustedKey")
+    following = PlainSigner(story.folder, "next", *P256)
+    tools.cosign.sign(f"{place}@{digest}", following, classic=classic)
+    when.a_key_comes("next", content=following.public.read_text())
+    again = then.the_version_is("1.0.0", "Published")
+    assert again["status"]["reference"] == published["status"]["reference"]
+    assert signature_of(again)["keyFingerprint"] != signature_of(published)["keyFingerprint"]
     # What is here needs the other registry no more.
     other = Repository(story.local, f"elsewhere/{story.name}")
     other.delete(f"manifests/{digest}")
