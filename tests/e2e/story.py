@@ -1,8 +1,10 @@
 """Given, When, Then: end-to-end tests as prose. One `Story` per test: its namespace, its nodes, its key, its files."""
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -451,8 +453,30 @@ class When:
         self._story.change_artifact(version, signature={"inline": self._story.signer(key).sign(content)})
 
     def somebody_asks_to_look_again(self, version: str) -> None:
-        """Somebody annotates a version with the request to verify it, or to try again."""
+        """Somebody annotates a version with the request to verify it, or to try again.
+
+        What was verified within this very second counts as verified: status tells the time to the second.
+        """
+        for artifact in (self._story.version(version).get("status") or {}).get("artifacts") or []:
+            proven = _signature(artifact).get("verifiedAt")
+            while proven is not None and time.time() < datetime.fromisoformat(proven).timestamp() + 1:
+                time.sleep(0.05)
         self._story.annotate_version(version, names.ANNOTATION_RECONCILE, str(time.time_ns()))
+
+    @contextlib.contextmanager
+    def the_bytes_rot(self, version: str) -> Iterator[str]:
+        """Bytes of a version's file change on the registry's disk, for a while; gives the file's digest.
+
+        The registry keeps a file once, whoever has it: no other story may have the same.
+        """
+        digest: str = self._story.version(version)["status"]["artifacts"][0]["digest"]
+        file = self._story.repository.blob_file(digest)
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-2] + b"!\n")
+        try:
+            yield digest
+        finally:
+            file.write_bytes(whole)
 
     def a_key_comes(self, name: str, **options: Any) -> None:
         """Whoever keeps the keys adds one."""
