@@ -254,7 +254,14 @@ class VersionReconciler:
             memory.task = asyncio.create_task(self._run(key, memory, plan.step, subject))
 
     async def _refuse(self, body: Json, error: ValidationError) -> None:
-        """Say of a spec that the API server has taken and that we cannot read that it is wrong."""
+        """Say of a spec that the API server has taken and that we cannot read that it is wrong.
+
+        One that is being deleted goes: nobody could tell what it stored, and it must not hold up its namespace.
+        """
+        if body["metadata"].get("deletionTimestamp"):
+            if names.FINALIZER_VERSION in (body["metadata"].get("finalizers") or []):
+                await self._drop_finalizer(body)
+            return
         status = ComponentVersionStatus.model_validate(body.get("status") or {})
         found = error.errors(include_url=False, include_context=False, include_input=False)[0]
         problem = f"spec.{'.'.join(str(part) for part in found['loc'])}: {found['msg']}"
