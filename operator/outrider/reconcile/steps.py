@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from outrider.adapters import clock, ingest, sources
 from outrider.adapters.informer import Store as Cache
@@ -31,7 +31,8 @@ from outrider.core.version_snapshot import (
     Verify,
     WriteIndex,
 )
-from outrider.reconcile.images import delete_images, publish_images, read_image, store_image
+from outrider.reconcile.images import FILE_NAME as IMAGE_FILE_NAME
+from outrider.reconcile.images import delete_copies, find_image
 from outrider.reconcile.inputs import Login, read_config_map, read_login
 from outrider.reconcile.places import MAX_DOCUMENT_BYTES, Places, fetch_settings
 from outrider.reconcile.testjobs import TestJobs
@@ -86,9 +87,8 @@ class VersionSteps:
                 inputs = await self._read_inputs(subject.namespace, artifact)
                 stored = await asyncio.to_thread(self._store, subject, artifact, previous, inputs, cancelled)
                 return _with(done, stored)
-            case Verify(artifact, stored):
-                inputs = await self._read_inputs(subject.namespace, artifact) if stored.kind == "Image" else Inputs()
-                return _with(done, await asyncio.to_thread(self._verify, subject, step, inputs, cancelled))
+            case Verify():
+                return _with(done, await asyncio.to_thread(self._verify, subject, step, cancelled))
             case WriteIndex(artifacts):
                 index = await asyncio.to_thread(self._write_index, subject, artifacts, publish=False)
                 return Done(done.artifacts, done.reference, index, done.deleted)
@@ -169,8 +169,12 @@ class VersionSteps:
     ) -> StoredArtifact:
         given = given_evidence(artifact, inputs)
         repository, platform = self._repository(subject), str(artifact.platform)
+        image = None
         if artifact.source.image is not None:
-            return store_image(self._places, repository, artifact, previous, inputs.login, cancelled)
+            found = find_image(self._places, repository, artifact, inputs.login, cancelled)
+            image, content = found.pinned, found.document
+            given += found.evidence
+            inputs = replace(inputs, content=content)
         with self._places.registry() as registry:
             # What is there already is not fetched again: a corrected signature needs no source any more.
             blob = ingest.find_stored(registry, repository, artifact.sha256)
@@ -180,9 +184,7 @@ class VersionSteps:
             elif blob is None:
                 with self._open_source(artifact, inputs, cancelled) as source:
                     blob = ingest.ingest(registry, repository, source, artifact.sha256, field=_field(artifact))
-            facts = ingest.ArtifactFacts(
-                subject.spec.component, subject.spec.version, platform, artifact.file_name or ""
-            )
+            facts = ingest.ArtifactFacts(subject.spec.component, subject.spec.version, platform, _file_name(artifact))
             manifest = ingest.store_artifact_manifest(registry, repository, blob, facts)
             for piece in given:
                 ingest.store_evidence(registry, repository, manifest, piece)
@@ -193,6 +195,8 @@ class VersionSteps:
                 reference=registry.reference(repository, manifest.digest),
                 download_url=registry.blob_url(repository, blob.digest),
                 spec_hash=hash_artifact(artifact),
+                kind="File" if image is None else "Image",
+                image=image,
                 signature=previous.signature if previous is not None else None,
             )
 
@@ -228,6 +232,8 @@ class VersionSteps:
         source = artifact.source
         if source.config_map is not None and inputs.content is not None:
             return sources.from_bytes(f"ConfigMap {source.config_map.name}", inputs.content, limits=self._places.limits)
+        if source.image is not None and inputs.content is not None:
+            return sources.from_bytes(f"image {source.image.reference}", inputs.content, limits=self._places.limits)
         if source.stored is not None:
             raise Stalling(
                 "SourceNotFound",
@@ -239,14 +245,8 @@ class VersionSteps:
         access = sources.HttpAccess(header, inputs.ca_pem, plain_http=self._places.may_be_plain(source.http.url))
         return sources.open_http(source.http.url, limits=self._places.limits, access=access, cancelled=cancelled)
 
-    def _verify(self, subject: Subject, step: Verify, inputs: Inputs, cancelled: Cancelled) -> StoredArtifact:
+    def _verify(self, subject: Subject, step: Verify, cancelled: Cancelled) -> StoredArtifact:
         spec, stored, artifact = subject.spec, step.stored, step.artifact
-        if stored.kind == "Image":
-            given = given_evidence(artifact, inputs)
-            image = read_image(self._places, self._repository(subject), spec, artifact, stored, inputs.login, given)
-            if image is None:
-                return stored.model_copy(update={"spec_hash": MISSING, "signature": None})
-            return _proven(step, self._judge(subject, step, image), None if step.thorough else stored.signature)
         repository, digest = self._repository(subject), _digest_of(stored.reference)
         with self._places.registry() as registry:
             if not step.thorough and (proof := self._judge_again(registry, repository, subject, step)) is not None:
@@ -256,7 +256,7 @@ class VersionSteps:
                 # Somebody swept it up: the planner has it stored again.
                 return stored.model_copy(update={"spec_hash": MISSING, "signature": None})
             said = (found.facts.component, found.facts.version, found.facts.platform, found.facts.file_name)
-            meant = (spec.component, spec.version, str(artifact.platform), artifact.file_name or "")
+            meant = (spec.component, spec.version, str(artifact.platform), _file_name(artifact))
             if said != meant:
                 raise Stalling(
                     "ManifestInvalid",
@@ -307,10 +307,6 @@ class VersionSteps:
             self._index_of(registry, repository, subject, subject.status.artifacts, publish=True)
 
     def _write_index(self, subject: Subject, artifacts: Sequence[StoredArtifact], *, publish: bool) -> str:
-        if artifacts[0].kind == "Image":
-            if not publish:
-                return artifacts[0].reference
-            return publish_images(self._places, self._repository(subject), subject.spec.version, artifacts)
         with self._places.registry() as registry:
             return self._index_of(registry, self._repository(subject), subject, artifacts, publish=publish)
 
@@ -340,9 +336,7 @@ class VersionSteps:
 
     def _delete(self, subject: Subject, artifacts: Sequence[StoredArtifact], reference: str | None) -> None:
         keep = digests_of_others(self._versions.values(), subject)
-        if artifacts[0].kind == "Image":
-            delete_images(self._places, self._repository(subject), subject.spec.version, artifacts, keep)
-            return
+        delete_copies(self._places, self._repository(subject), artifacts, self._stored_by_others(subject))
         with self._places.registry() as registry:
             repository = self._repository(subject)
             index = _digest_of(reference) if reference is not None else None
@@ -355,6 +349,17 @@ class VersionSteps:
                 index=index if index not in keep else None,
                 keep_blobs=keep,
             )
+
+    def _stored_by_others(self, subject: Subject) -> list[StoredArtifact]:
+        """Return what other versions of the component have stored."""
+        return [
+            StoredArtifact.model_validate(stored)
+            for other in self._versions.values()
+            if (other["metadata"]["namespace"], other["spec"]["component"])
+            == (subject.namespace, subject.spec.component)
+            and other["metadata"]["uid"] != subject.uid
+            for stored in (other.get("status") or {}).get("artifacts") or []
+        ]
 
     def _repository(self, subject: Subject) -> str:
         return self._places.repository(subject.namespace, subject.spec.component)
@@ -398,6 +403,10 @@ def _proven(step: Verify, proof: Verification, before: StoredSignature | None) -
 
 def _digest_of(reference: str) -> str:
     return reference.rpartition("@")[2]
+
+
+def _file_name(artifact: Artifact) -> str:
+    return artifact.file_name or IMAGE_FILE_NAME
 
 
 def _field(artifact: Artifact) -> str:

@@ -7,10 +7,11 @@ cancelled, and whatever it still achieves is forgotten.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from outrider.adapters import clock
 from outrider.adapters.events import EventRecorder
 from outrider.adapters.informer import Store as Cache
-from outrider.adapters.kube import COMPONENT_VERSIONS, NAMESPACES, Cluster, Json
+from outrider.adapters.kube import COMPONENT_VERSIONS, NAMESPACES, Cluster, Conflict, Json
 from outrider.adapters.metrics import STEPS
 from outrider.api import names
 from outrider.api.componentversion import ComponentVersionSpec, ComponentVersionStatus, Usage
@@ -50,6 +51,8 @@ from outrider.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_LOOK_AGAIN_SECONDS = 0.2
+"""After so long the watch has told what another has written."""
 _LOOK_AGAIN_AT_SOURCE_SECONDS = 600.0
 """A source that was refused may be mended without anybody telling us; ask it again now and then."""
 
@@ -103,6 +106,8 @@ class VersionReconciler:
         # What goes to places that authors name may be held up there for as long as a timeout allows. It must not hold
         # up what needs nobody but the operator's own registry: above all to find out what is to be withdrawn.
         self._outside = asyncio.Semaphore(settings.ingest_concurrency)
+        self._outside_of: dict[str, asyncio.Semaphore] = {}
+        """By namespace, half as many: one tenant's slow servers leave room for the others."""
         self._inside = asyncio.Semaphore(settings.ingest_concurrency)
 
     async def reconcile(self, key: str) -> float | None:
@@ -113,6 +118,13 @@ class VersionReconciler:
             self._forget(key)
             return None
         memory = self._memory(key, body)
+        try:
+            return await self._pass(key, body, memory)
+        except Conflict:
+            logger.debug("ComponentVersion %s is not as it was seen, looking again", key)
+            return _LOOK_AGAIN_SECONDS
+
+    async def _pass(self, key: str, body: Json, memory: _Memory) -> float | None:
         try:
             spec = ComponentVersionSpec.model_validate(body["spec"])
         except ValidationError as error:
@@ -219,12 +231,7 @@ class VersionReconciler:
                 asked = clock.now().replace(microsecond=0)
             memory = self._memories[key] = _Memory(uid, generation, request, verify_after=asked)
         failure = memory.failure
-        if (
-            failure is not None
-            and failure.step == "Verify"
-            and failure.stalled
-            and memory.failed_with_trust != self._trust.generation
-        ):
+        if failure is not None and failure.step == "Verify" and memory.failed_with_trust != self._trust.generation:
             memory.failure, memory.attempts = None, 0
         return memory
 
@@ -280,7 +287,12 @@ class VersionReconciler:
         answer = await self._cluster.apply(
             COMPONENT_VERSIONS,
             {
-                "metadata": {"namespace": metadata["namespace"], "name": metadata["name"]},
+                # Decided on this state of the object, and refused if it is another by now.
+                "metadata": {
+                    "namespace": metadata["namespace"],
+                    "name": metadata["name"],
+                    "resourceVersion": metadata["resourceVersion"],
+                },
                 "status": status.to_api(),
             },
             manager=names.FIELD_MANAGER_STATUS,
@@ -327,12 +339,23 @@ class VersionReconciler:
             self._versions.put(answer)
         return answer
 
+    @contextlib.asynccontextmanager
+    async def _slot(self, step: AnyStep, namespace: str) -> AsyncIterator[None]:
+        """Wait for a place to take a step in."""
+        if not _goes_outside(step):
+            async with self._inside:
+                yield
+            return
+        half = max(1, self._settings.ingest_concurrency // 2)
+        async with self._outside_of.setdefault(namespace, asyncio.Semaphore(half)), self._outside:
+            yield
+
     async def _run(self, key: str, memory: _Memory, step: AnyStep, subject: Subject) -> None:
         name, platform = step_name(step)
         trust = self._trust.generation
         result = "passed"
         try:
-            async with self._outside if _goes_outside(step) else self._inside:
+            async with self._slot(step, subject.namespace):
                 if memory.cancelled.is_set():
                     return
                 memory.done = await self._steps.perform(step, subject, memory.done, memory.cancelled.is_set)
@@ -340,7 +363,8 @@ class VersionReconciler:
                 # Signed again, or stored again: what is there now has to prove itself. Status tells the time to the
                 # second: what is verified within this one counts.
                 memory.verify_after = clock.now().replace(microsecond=0)
-            memory.failure, memory.attempts = None, 0
+            if memory.failure is not None and (memory.failure.step, memory.failure.platform) == (name, platform):
+                memory.failure, memory.attempts = None, 0
         except OutriderError as error:
             result = "refused" if isinstance(error, Stalling) else "unknown"
             self._fail(memory, error, name, platform, trust)
