@@ -48,7 +48,7 @@ class Settings:
     plain_http_sources: tuple[str, ...] = ()
     max_artifact_bytes: int = 16 * 1024**3
     retry: Retry = Retry()
-    ingest_concurrency: int = 2
+    ingest_concurrency: int = 4
     allow_rsa_2048: bool = False
     require_binding: bool = False
     reverify_seconds: float = 86400.0

@@ -468,6 +468,7 @@ def test_every_policy_is_in_force_and_fails_closed() -> None:
         "outrider-records",
         "outrider-managed-objects",
         "outrider-versions",
+        "outrider-version-finalizers",
         "outrider-operator-on-specs",
     }
     assert {policy["failurePolicy"] for policy in POLICIES.values()} == {"Fail"}

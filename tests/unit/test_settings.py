@@ -47,7 +47,7 @@ def test_without_anything_else_the_defaults_hold() -> None:
         ("RETRY_FIRST_SECONDS", "0.5", "retry", Retry(first=0.5)),
         ("RETRY_FACTOR", "3", "retry", Retry(factor=3)),
         ("RETRY_MAX_SECONDS", "60", "retry", Retry(maximum=60)),
-        ("INGEST_CONCURRENCY", "4", "ingest_concurrency", 4),
+        ("INGEST_CONCURRENCY", "6", "ingest_concurrency", 6),
         ("ALLOW_RSA_2048", "true", "allow_rsa_2048", True),
         ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
         ("LOG_FORMAT", "json", "log_format", "json"),

@@ -126,4 +126,4 @@ async def test_what_could_not_be_stored_is_not_looked_for_new_signatures() -> No
     memory = _Memory("uid-9", 1, "")
     await reconciler._run("fleet/agent-9.9.9", memory, Store(AMD), SUBJECT)
     assert memory.failure is not None
-    assert memory.looked is None
+    assert not memory.looked

@@ -49,7 +49,24 @@ Component = Annotated[
     ),
 ]
 
-Name = Annotated[str, Field(min_length=1, max_length=253)]
+Name = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        json_schema_extra=worded("write an object's name: lower case letters, digits, '-' and '.'"),
+    ),
+]
+Key = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=253,
+        pattern=r"^[-._a-zA-Z0-9]+$",
+        json_schema_extra=worded("write a key of a ConfigMap: letters, digits, '-', '_' and '.'"),
+    ),
+]
 Digest = Annotated[
     str,
     Field(
@@ -96,7 +113,7 @@ class ConfigMapKey(ApiModel):
 
     name: Name
     """The ConfigMap."""
-    key: Name
+    key: Key
     """The key in its `data` or `binaryData`."""
 
 
@@ -443,7 +460,9 @@ class StoredArtifact(ApiModel):
     spec_hash: str
     """Hash of the spec entry that was stored, so that a change is noticed."""
     kind: Literal["File", "Image"] = "File"
-    """Whether it is a file or a container image."""
+    """Whether it is a file or a container image. Of an image, its manifest or index is the file that is stored here."""
+    image: str | None = None
+    """The container image, pinned by digest, where nodes pull it from."""
     signature: StoredSignature | None = None
     """Set once verified, and taken away when it does not verify any more."""
 

@@ -61,7 +61,7 @@ def build_test_job(
     require_nodes(pod, [[{"key": names.LABEL_ARCH, "operator": "In", "values": architectures}]])
     if artifacts[0].kind == "Image":
         for container in [*(pod.get("initContainers") or []), *(pod.get("containers") or [])]:
-            container.setdefault("image", artifacts[0].reference)
+            container.setdefault("image", artifacts[0].image)
     else:
         containers = [container["name"] for container in pod.get("containers") or []]
         deliver(pod, component, version, test.mount_path, containers, fetch)

@@ -15,7 +15,7 @@ Invariants:
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -104,7 +104,8 @@ def plan_version(seen: VersionSnapshot) -> VersionPlan:
     # 2.
     artifacts = _what_counts(seen)
     # 3. and 6.
-    step = _next_step(seen, artifacts)
+    pending = _pending(seen, artifacts)
+    step = _choose(seen, pending)
     # 4.
     expired = seen.spec.expires_at is not None and seen.spec.expires_at <= seen.now
     content = content_of_test(seen.spec, [hash_artifact(artifact) for artifact in seen.spec.artifacts], seen.retest)
@@ -118,7 +119,11 @@ def plan_version(seen: VersionSnapshot) -> VersionPlan:
     elif step is None and not seen.problems and not expired and seen.spec.stage in {"Testing", "Published"}:
         phase, step = _advance(seen, artifacts, trial, reference)
 
-    failure = seen.failure if step is not None and _same_step(seen.failure, step) else None
+    if step is not None and step not in pending:
+        pending = [step]
+    failure = seen.failure if any(_same_step(seen.failure, each) for each in pending) else None
+    if step is None:
+        failure = None
     standing = Standing(artifacts, step, phase, trial, failure, expired, reference)
     after = ComponentVersionStatus(
         observed_generation=seen.generation,
@@ -212,40 +217,52 @@ def _counts_now(signature: StoredSignature, seen: VersionSnapshot) -> bool:
     return signature.key_fingerprint in seen.trusted_now and (signature.binds or not seen.require_binding)
 
 
-def _next_step(seen: VersionSnapshot, artifacts: Mapping[str, StoredArtifact]) -> AnyStep | None:
-    """Return what has to be stored or verified next; for what was published, what has to be verified again."""
-    first = seen.status.published_at is None
-    failure = seen.failure
-    if not first and failure is not None and failure.step in {"Store", "Verify"} and not failure.condemns:
-        # A new signature that cannot be fetched must not keep what is published from being verified again: its author
-        # could give one that never can.
+def _pending(seen: VersionSnapshot, artifacts: Mapping[str, StoredArtifact]) -> list[AnyStep]:
+    """Return what has to be stored or verified, what comes first first.
+
+    Before publication: one step at a time, artifact by artifact. After it:
+
+    1. Those whose key is trusted no more come first: to judge them takes no more than what is stored here.
+    2. Then those that were not verified for so long, or have to be because somebody asks.
+    3. Last what an author can keep from ever succeeding: what has to be stored, and what is refused already.
+    """
+    if seen.status.published_at is None:
         for artifact in seen.spec.artifacts:
             stored = artifacts.get(str(artifact.platform))
-            if stored is not None and (again := _verify_again(seen, artifact, stored)) is not None:
-                return again
+            if stored is None or stored.spec_hash != hash_artifact(artifact):
+                return [Store(artifact)]
+            if stored.signature is None:
+                return [Verify(artifact, stored)]
+        return []
+    untrusted: list[AnyStep] = []
+    aged: list[AnyStep] = []
+    others: list[AnyStep] = []
     for artifact in seen.spec.artifacts:
         stored = artifacts.get(str(artifact.platform))
+        signature = stored.signature if stored is not None and stored.spec_hash != MISSING else None
         if stored is None or stored.spec_hash != hash_artifact(artifact):
-            return Store(artifact, None if first else stored)
-        if stored.signature is None:
-            return Verify(artifact, stored, first=first)
-        if not first and (again := _verify_again(seen, artifact, stored)) is not None:
-            return again
-    return None
+            others.append(Store(artifact, stored))
+        elif signature is None:
+            others.append(Verify(artifact, stored, first=False))
+        if stored is None or signature is None:
+            continue
+        if signature.key_fingerprint not in seen.trusted:
+            untrusted.append(Verify(artifact, stored, thorough=False, first=False))
+        elif signature.verified_at + seen.verification_lasts <= seen.now or (
+            seen.verify_after is not None and signature.verified_at < seen.verify_after
+        ):
+            aged.append(Verify(artifact, stored, first=False))
+    return [*untrusted, *aged, *others]
 
 
-def _verify_again(seen: VersionSnapshot, artifact: Artifact, stored: StoredArtifact) -> Verify | None:
-    """Return how an artifact that is verified has to be verified once more; None if it need not be."""
-    signature = stored.signature
-    if signature is None or stored.spec_hash == MISSING:
-        return None
-    if signature.verified_at + seen.verification_lasts <= seen.now or (
-        seen.verify_after is not None and signature.verified_at < seen.verify_after
-    ):
-        return Verify(artifact, stored, first=False)
-    if signature.key_fingerprint not in seen.trusted:
-        return Verify(artifact, stored, thorough=False, first=False)
-    return None
+def _choose(seen: VersionSnapshot, pending: Sequence[AnyStep]) -> AnyStep | None:
+    """Return the first step; what failed a moment ago waits for its time, and the others do not wait for it."""
+    ready = [step for step in pending if not (_same_step(seen.failure, step) and _waits(seen))]
+    return next(iter([*ready, *pending]), None)
+
+
+def _waits(seen: VersionSnapshot) -> bool:
+    return seen.failure is not None and seen.now < seen.failure.retry_at
 
 
 def _phase_of_published(seen: VersionSnapshot, artifacts: Mapping[str, StoredArtifact], *, expired: bool) -> Phase:
@@ -279,7 +296,7 @@ def _advance(
 
 def _due(seen: VersionSnapshot, step: AnyStep | None, failure: Failure | None) -> AnyStep | None:
     """Return the step if it may be taken now: not while another is under way, not before a failed one's time."""
-    if seen.running is not None or (failure is not None and seen.now < failure.retry_at):
+    if step is None or seen.running is not None or (_same_step(failure, step) and _waits(seen)):
         return None
     return step
 

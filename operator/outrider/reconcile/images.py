@@ -1,16 +1,15 @@
-"""Container images as artifacts: pinned to a digest, verified where they lie, copied when asked for. In threads.
+"""Container images as artifacts: found where they lie, pinned to a digest, copied when asked for. In threads.
 
-The artifact's file is the image's own document, its index or manifest: its digest stands for all the rest, and every
-container runtime compares it. Evidence lies beside it, where `cosign sign` has put it, or in the spec.
+The artifact's file is the image's own document, its manifest or index: its digest stands for all the rest, and every
+container runtime compares it. It is stored with what vouches for it as any other file, so that a key that goes is
+noticed whatever becomes of the registry that the image came from.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-from outrider.adapters.ingest import ArtifactFacts
-from outrider.adapters.ingest import StoredArtifact as Found
 from outrider.adapters.ocisource import (
-    OciReference,
     collect_evidence,
     copied_content,
     copy_image,
@@ -18,32 +17,35 @@ from outrider.adapters.ocisource import (
     parse_reference,
     resolve_image,
 )
-from outrider.adapters.registry import OciRegistry
-from outrider.api.componentversion import Artifact, ComponentVersionSpec, StoredArtifact
-from outrider.api.errors import Stalling
-from outrider.core.version import hash_artifact
+from outrider.api.componentversion import Artifact, StoredArtifact
 from outrider.reconcile.inputs import Login
 from outrider.reconcile.places import Places
 from outrider.trust.evidence import Evidence
 
+FILE_NAME: Final = "image.json"
+"""What an image's document is called as a file."""
 
-def store_image(
-    places: Places,
-    repository: str,
-    artifact: Artifact,
-    previous: StoredArtifact | None,
-    login: Login | None,
-    cancelled: Callable[[], bool],
-) -> StoredArtifact:
-    """Find an image, pin it to its digest, and copy it into `repository` if its entry says so."""
+
+@dataclass(frozen=True)
+class FoundImage:
+    """An image: its document, where nodes pull it from, and what was signed about it where it lies."""
+
+    document: bytes
+    pinned: str
+    evidence: tuple[Evidence, ...]
+
+
+def find_image(
+    places: Places, repository: str, artifact: Artifact, login: Login | None, cancelled: Callable[[], bool]
+) -> FoundImage:
+    """Find an image and pin it to its digest; copy it into `repository` if its entry says so."""
     source = artifact.source.image
     assert source is not None  # noqa: S101 - the caller has looked
     reference = parse_reference(source.reference)
     with places.registry_of(reference, login) as theirs:
         # A tag is asked once, here: from now on there is only the digest.
-        image = resolve_image(reference, artifact.sha256, str(artifact.platform), theirs)
-        pinned = theirs.reference(reference.repository, image.document.digest)
-        download_url = theirs.manifest_url(reference.repository, image.document.digest)
+        document = resolve_image(reference, artifact.sha256, str(artifact.platform), theirs).document
+        pinned = theirs.reference(reference.repository, document.digest)
         if source.copy_to_registry:
             with places.registry() as ours:
                 copy_image(
@@ -51,78 +53,28 @@ def store_image(
                     ours,
                     reference.repository,
                     repository,
-                    image.document.digest,
+                    document.digest,
                     max_bytes=places.limits.max_bytes,
                     cancelled=cancelled,
                 )
-                pinned = ours.reference(repository, image.document.digest)
-                download_url = ours.manifest_url(repository, image.document.digest)
-    return StoredArtifact(
-        platform=str(artifact.platform),
-        digest=image.document.digest,
-        size=image.size,
-        reference=pinned,
-        download_url=download_url,
-        spec_hash=hash_artifact(artifact),
-        kind="Image",
-        signature=previous.signature if previous is not None else None,
-    )
+                pinned = ours.reference(repository, document.digest)
+        evidence = collect_evidence(theirs, reference.repository, (document.content,))
+    return FoundImage(document.content, pinned, evidence)
 
 
-def read_image(
-    places: Places,
-    repository: str,
-    spec: ComponentVersionSpec,
-    artifact: Artifact,
-    stored: StoredArtifact,
-    login: Login | None,
-    given: Sequence[Evidence],
-) -> Found | None:
-    """Read an image's document where it is pinned, with the evidence beside it and in the spec; None if it is gone."""
-    reference = parse_reference(stored.reference)
-    with _registry(places, repository, artifact, reference, login) as registry:
-        document = registry.get_manifest(reference.repository, stored.digest)
-        if document is None:
-            return None
-        beside = collect_evidence(registry, reference.repository, (document.content,))
-    content = document.content
-    facts = ArtifactFacts(spec.component, spec.version, stored.platform, "")
-    further = {"sha384": hashlib.sha384(content).hexdigest()}
-    return Found(hashlib.sha256(content).hexdigest(), len(content), facts, (*given, *beside), further)
-
-
-def publish_images(places: Places, repository: str, version: str, artifacts: Sequence[StoredArtifact]) -> str:
-    """Tag a copied image with the version, if all platforms share it, and return the version's reference."""
-    first = artifacts[0]
-    with places.registry() as ours:
-        copied = first.reference == ours.reference(repository, first.digest)
-        if copied and all(stored.digest == first.digest for stored in artifacts):
-            ours.tag(repository, first.digest, version)
-    return first.reference
-
-
-def delete_images(
-    places: Places, repository: str, version: str, artifacts: Sequence[StoredArtifact], keep: frozenset[str]
+def delete_copies(
+    places: Places, repository: str, artifacts: Sequence[StoredArtifact], others: Sequence[StoredArtifact]
 ) -> None:
-    """Take copied images out of the registry, but for what the images and files in `keep` (digests) need."""
+    """Take copied images out of the registry, but for the layers that copies of `others` need."""
     with places.registry() as ours:
-        kept = set(keep)
-        for digest in keep:
-            # Layers are shared between images; what is no image has no such content.
-            kept |= copied_content(ours, repository, digest)
-        for stored in artifacts:
-            if stored.reference != ours.reference(repository, stored.digest):
-                continue
-            document = ours.get_manifest(repository, version)
-            if document is not None and document.digest == stored.digest:
-                ours.delete_tag(repository, version)
-            delete_copy(ours, repository, stored.digest, keep=kept)
 
+        def is_copy(stored: StoredArtifact) -> bool:
+            return stored.image == ours.reference(repository, stored.digest)
 
-def _registry(
-    places: Places, repository: str, artifact: Artifact, reference: OciReference, login: Login | None
-) -> OciRegistry:
-    source = artifact.source.image
-    if source is None:
-        raise Stalling("SourceInvalid", "the artifact is no image any more; create a new version instead")
-    return places.registry() if source.copy_to_registry else places.registry_of(reference, login)
+        copies = {stored.digest for stored in artifacts if is_copy(stored)}
+        needed = {stored.digest for stored in others if is_copy(stored)}
+        if not copies - needed:
+            return
+        kept = frozenset[str]().union(*(copied_content(ours, repository, digest) for digest in needed))
+        for digest in copies - needed:
+            delete_copy(ours, repository, digest, keep=kept)

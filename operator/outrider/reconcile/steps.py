@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from outrider.adapters import clock, ingest, sources
 from outrider.adapters.informer import Store as Cache
 from outrider.adapters.kube import Cluster, Json
-from outrider.adapters.ocisource import collect_evidence, open_artifact, parse_reference
+from outrider.adapters.ocisource import OciReference, collect_evidence, open_artifact, parse_reference
 from outrider.adapters.registry import Descriptor, OciRegistry
 from outrider.api.componentversion import (
     Artifact,
@@ -33,7 +33,8 @@ from outrider.core.version_snapshot import (
     Verify,
     WriteIndex,
 )
-from outrider.reconcile.images import delete_images, publish_images, read_image, store_image
+from outrider.reconcile.images import FILE_NAME as IMAGE_FILE_NAME
+from outrider.reconcile.images import delete_copies, find_image
 from outrider.reconcile.inputs import Login, read_config_map, read_login
 from outrider.reconcile.places import MAX_DOCUMENT_BYTES, Places, fetch_settings
 from outrider.reconcile.testjobs import TestJobs
@@ -105,9 +106,8 @@ class VersionSteps:
                 inputs = await self._read_inputs(subject.namespace, artifact)
                 stored = await asyncio.to_thread(self._store, subject, artifact, previous, inputs, cancelled)
                 return _with(done, stored)
-            case Verify(artifact, stored):
-                inputs = await self._read_inputs(subject.namespace, artifact) if stored.kind == "Image" else Inputs()
-                return _with(done, await asyncio.to_thread(self._verify, subject, step, inputs, cancelled))
+            case Verify():
+                return _with(done, await asyncio.to_thread(self._verify, subject, step, cancelled))
             case WriteIndex(artifacts):
                 index = await asyncio.to_thread(self._write_index, subject, artifacts, publish=False)
                 return Done(done.artifacts, done.reference, index, done.deleted)
@@ -188,8 +188,12 @@ class VersionSteps:
     ) -> StoredArtifact:
         given = given_evidence(artifact, inputs)
         repository, platform = self._repository(subject), str(artifact.platform)
+        image = None
         if artifact.source.image is not None:
-            return store_image(self._places, repository, artifact, previous, inputs.login, cancelled)
+            found = find_image(self._places, repository, artifact, inputs.login, cancelled)
+            image, content = found.pinned, found.document
+            given += found.evidence
+            inputs = replace(inputs, content=content)
         with self._places.registry() as registry:
             # What is there already is not fetched again: a corrected signature needs no source any more.
             blob = ingest.find_stored(registry, repository, artifact.sha256)
@@ -199,9 +203,7 @@ class VersionSteps:
             elif blob is None:
                 with self._open_source(artifact, inputs, cancelled) as source:
                     blob = ingest.ingest(registry, repository, source, artifact.sha256, field=_field(artifact))
-            facts = ingest.ArtifactFacts(
-                subject.spec.component, subject.spec.version, platform, artifact.file_name or ""
-            )
+            facts = ingest.ArtifactFacts(subject.spec.component, subject.spec.version, platform, _file_name(artifact))
             manifest = ingest.store_artifact_manifest(registry, repository, blob, facts)
             for piece in given:
                 ingest.store_evidence(registry, repository, manifest, piece)
@@ -212,6 +214,8 @@ class VersionSteps:
                 reference=registry.reference(repository, manifest.digest),
                 download_url=registry.blob_url(repository, blob.digest),
                 spec_hash=hash_artifact(artifact),
+                kind="File" if image is None else "Image",
+                image=image,
                 signature=previous.signature if previous is not None else None,
             )
 
@@ -247,9 +251,9 @@ class VersionSteps:
         """Bring along what vouches for a refused file by now; tells whether anything of it is new.
 
         It may have been signed again in a place that its spec names, which changes nothing in the spec: beside it in
-        another registry, in a ConfigMap, behind a URL. Of images what lies beside them is read each time.
+        another registry, in a ConfigMap, behind a URL.
         """
-        if step.stored.kind == "Image" or refusal.reason not in _SIGNING_HELPS:
+        if refusal.reason not in _SIGNING_HELPS:
             return False
         try:
             inputs = await self._read_inputs(subject.namespace, step.artifact)
@@ -262,12 +266,11 @@ class VersionSteps:
     def _bring_signatures(self, subject: Subject, step: Verify, inputs: Inputs) -> bool:
         artifact, repository = step.artifact, self._repository(subject)
         evidence = given_evidence(artifact, inputs)
-        if artifact.source.oci is not None:
-            origin = parse_reference(artifact.source.oci.reference)
+        elsewhere = artifact.source.oci or artifact.source.image
+        if elsewhere is not None:
+            origin = parse_reference(elsewhere.reference)
             with self._places.registry_of(origin, inputs.login) as theirs:
-                platform, limits = str(artifact.platform), self._places.limits
-                found = open_artifact(origin, artifact.sha256, theirs, platform=platform, limits=limits)
-                evidence += collect_evidence(theirs, origin.repository, found.chain)
+                evidence += collect_evidence(theirs, origin.repository, self._chain(theirs, origin, artifact))
         with self._places.registry() as registry:
             document = registry.get_manifest(repository, _digest_of(step.stored.reference))
             if document is None:
@@ -278,10 +281,20 @@ class VersionSteps:
                 ingest.store_evidence(registry, repository, Descriptor(document.digest, len(document.content)), piece)
         return bool(new)
 
+    def _chain(self, theirs: OciRegistry, origin: OciReference, artifact: Artifact) -> Sequence[bytes]:
+        """Return the documents that lead to a file in another registry; of an image its own, whatever a tag says."""
+        if artifact.source.image is not None:
+            document = theirs.get_manifest(origin.repository, f"sha256:{artifact.sha256}")
+            return (document.content,) if document is not None else ()
+        platform, limits = str(artifact.platform), self._places.limits
+        return open_artifact(origin, artifact.sha256, theirs, platform=platform, limits=limits).chain
+
     def _open_source(self, artifact: Artifact, inputs: Inputs, cancelled: Cancelled) -> sources.Source:
         source = artifact.source
         if source.config_map is not None and inputs.content is not None:
             return sources.from_bytes(f"ConfigMap {source.config_map.name}", inputs.content, limits=self._places.limits)
+        if source.image is not None and inputs.content is not None:
+            return sources.from_bytes(f"image {source.image.reference}", inputs.content, limits=self._places.limits)
         if source.stored is not None:
             raise Stalling(
                 "SourceNotFound",
@@ -293,14 +306,8 @@ class VersionSteps:
         access = sources.HttpAccess(header, inputs.ca_pem, plain_http=self._places.may_be_plain(source.http.url))
         return sources.open_http(source.http.url, limits=self._places.limits, access=access, cancelled=cancelled)
 
-    def _verify(self, subject: Subject, step: Verify, inputs: Inputs, cancelled: Cancelled) -> StoredArtifact:
+    def _verify(self, subject: Subject, step: Verify, cancelled: Cancelled) -> StoredArtifact:
         spec, stored, artifact = subject.spec, step.stored, step.artifact
-        if stored.kind == "Image":
-            given = given_evidence(artifact, inputs)
-            image = read_image(self._places, self._repository(subject), spec, artifact, stored, inputs.login, given)
-            if image is None:
-                return stored.model_copy(update={"spec_hash": MISSING, "signature": None})
-            return _proven(step, self._judge(subject, step, image), None if step.thorough else stored.signature)
         repository, digest = self._repository(subject), _digest_of(stored.reference)
         with self._places.registry() as registry:
             if not step.thorough and (proof := self._judge_again(registry, repository, subject, step)) is not None:
@@ -310,7 +317,7 @@ class VersionSteps:
                 # Somebody swept it up: the planner has it stored again.
                 return stored.model_copy(update={"spec_hash": MISSING, "signature": None})
             said = (found.facts.component, found.facts.version, found.facts.platform, found.facts.file_name)
-            meant = (spec.component, spec.version, str(artifact.platform), artifact.file_name or "")
+            meant = (spec.component, spec.version, str(artifact.platform), _file_name(artifact))
             if said != meant:
                 raise Stalling(
                     "ManifestInvalid",
@@ -361,10 +368,6 @@ class VersionSteps:
             self._index_of(registry, repository, subject, subject.status.artifacts, publish=True)
 
     def _write_index(self, subject: Subject, artifacts: Sequence[StoredArtifact], *, publish: bool) -> str:
-        if artifacts[0].kind == "Image":
-            if not publish:
-                return artifacts[0].reference
-            return publish_images(self._places, self._repository(subject), subject.spec.version, artifacts)
         with self._places.registry() as registry:
             return self._index_of(registry, self._repository(subject), subject, artifacts, publish=publish)
 
@@ -394,9 +397,7 @@ class VersionSteps:
 
     def _delete(self, subject: Subject, artifacts: Sequence[StoredArtifact], reference: str | None) -> None:
         keep = digests_of_others(self._versions.values(), subject)
-        if artifacts[0].kind == "Image":
-            delete_images(self._places, self._repository(subject), subject.spec.version, artifacts, keep)
-            return
+        delete_copies(self._places, self._repository(subject), artifacts, self._stored_by_others(subject))
         with self._places.registry() as registry:
             repository = self._repository(subject)
             index = _digest_of(reference) if reference is not None else None
@@ -409,6 +410,17 @@ class VersionSteps:
                 index=index if index not in keep else None,
                 keep_blobs=keep,
             )
+
+    def _stored_by_others(self, subject: Subject) -> list[StoredArtifact]:
+        """Return what other versions of the component have stored."""
+        return [
+            StoredArtifact.model_validate(stored)
+            for other in self._versions.values()
+            if (other["metadata"]["namespace"], other["spec"]["component"])
+            == (subject.namespace, subject.spec.component)
+            and other["metadata"]["uid"] != subject.uid
+            for stored in (other.get("status") or {}).get("artifacts") or []
+        ]
 
     def _repository(self, subject: Subject) -> str:
         return self._places.repository(subject.namespace, subject.spec.component)
@@ -452,6 +464,10 @@ def _proven(step: Verify, proof: Verification, before: StoredSignature | None) -
 
 def _digest_of(reference: str) -> str:
     return reference.rpartition("@")[2]
+
+
+def _file_name(artifact: Artifact) -> str:
+    return artifact.file_name or IMAGE_FILE_NAME
 
 
 def _field(artifact: Artifact) -> str:

@@ -7,10 +7,11 @@ cancelled, and whatever it still achieves is forgotten.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from outrider.adapters import clock
 from outrider.adapters.events import EventRecorder
 from outrider.adapters.informer import Store as Cache
-from outrider.adapters.kube import COMPONENT_VERSIONS, NAMESPACES, Cluster, Json
+from outrider.adapters.kube import COMPONENT_VERSIONS, NAMESPACES, Cluster, Conflict, Json
 from outrider.adapters.metrics import STEPS
 from outrider.api import names
 from outrider.api.componentversion import ComponentVersionSpec, ComponentVersionStatus, Usage
@@ -50,6 +51,8 @@ from outrider.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_LOOK_AGAIN_SECONDS = 0.2
+"""After so long the watch has told what another has written."""
 _LOOK_AGAIN_AT_SOURCE_SECONDS = 600.0
 """A source that was refused may be mended without anybody telling us; ask it again now and then."""
 
@@ -70,8 +73,8 @@ class _Memory:
     running: Running | None = None
     attempts: int = 0
     verify_after: datetime | None = None
-    looked: datetime | None = None
-    """When what was refused was looked for new signatures."""
+    looked: dict[str, datetime] = field(default_factory=dict)
+    """When new signatures were looked for that were refused, by platform."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     task: asyncio.Task[None] | None = None
 
@@ -105,6 +108,8 @@ class VersionReconciler:
         # What goes to places that authors name may be held up there for as long as a timeout allows. It must not hold
         # up what needs nobody but the operator's own registry: above all to find out what is to be withdrawn.
         self._outside = asyncio.Semaphore(settings.ingest_concurrency)
+        self._outside_of: dict[str, asyncio.Semaphore] = {}
+        """By namespace, half as many: one tenant's slow servers leave room for the others."""
         self._inside = asyncio.Semaphore(settings.ingest_concurrency)
 
     async def reconcile(self, key: str) -> float | None:
@@ -115,6 +120,13 @@ class VersionReconciler:
             self._forget(key)
             return None
         memory = self._memory(key, body)
+        try:
+            return await self._pass(key, body, memory)
+        except Conflict:
+            logger.debug("ComponentVersion %s is not as it was seen, looking again", key)
+            return _LOOK_AGAIN_SECONDS
+
+    async def _pass(self, key: str, body: Json, memory: _Memory) -> float | None:
         try:
             spec = ComponentVersionSpec.model_validate(body["spec"])
         except ValidationError as error:
@@ -221,13 +233,9 @@ class VersionReconciler:
                 asked = clock.now().replace(microsecond=0)
             memory = self._memories[key] = _Memory(uid, generation, request, verify_after=asked)
         failure = memory.failure
-        if (
-            failure is not None
-            and failure.step == "Verify"
-            and failure.stalled
-            and memory.failed_with_trust != self._trust.generation
-        ):
-            memory.failure, memory.attempts, memory.looked = None, 0, None
+        if failure is not None and failure.step == "Verify" and memory.failed_with_trust != self._trust.generation:
+            memory.failure, memory.attempts = None, 0
+            memory.looked.clear()
         return memory
 
     def _forget(self, key: str) -> None:
@@ -256,7 +264,14 @@ class VersionReconciler:
             memory.task = asyncio.create_task(self._run(key, memory, plan.step, subject))
 
     async def _refuse(self, body: Json, error: ValidationError) -> None:
-        """Say of a spec that the API server has taken and that we cannot read that it is wrong."""
+        """Say of a spec that the API server has taken and that we cannot read that it is wrong.
+
+        One that is being deleted goes: nobody could tell what it stored, and it must not hold up its namespace.
+        """
+        if body["metadata"].get("deletionTimestamp"):
+            if names.FINALIZER_VERSION in (body["metadata"].get("finalizers") or []):
+                await self._drop_finalizer(body)
+            return
         status = ComponentVersionStatus.model_validate(body.get("status") or {})
         found = error.errors(include_url=False, include_context=False, include_input=False)[0]
         problem = f"spec.{'.'.join(str(part) for part in found['loc'])}: {found['msg']}"
@@ -275,7 +290,12 @@ class VersionReconciler:
         answer = await self._cluster.apply(
             COMPONENT_VERSIONS,
             {
-                "metadata": {"namespace": metadata["namespace"], "name": metadata["name"]},
+                # Decided on this state of the object, and refused if it is another by now.
+                "metadata": {
+                    "namespace": metadata["namespace"],
+                    "name": metadata["name"],
+                    "resourceVersion": metadata["resourceVersion"],
+                },
                 "status": status.to_api(),
             },
             manager=names.FIELD_MANAGER_STATUS,
@@ -322,12 +342,29 @@ class VersionReconciler:
             self._versions.put(answer)
         return answer
 
+    @contextlib.asynccontextmanager
+    async def _slot(self, step: AnyStep, namespace: str) -> AsyncIterator[None]:
+        """Wait for a place to take a step in."""
+        if not _goes_outside(step):
+            async with self._inside:
+                yield
+            return
+        async with self._slot_outside(namespace):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _slot_outside(self, namespace: str) -> AsyncIterator[None]:
+        """Wait for a place to ask a server that an author has named."""
+        half = max(1, self._settings.ingest_concurrency // 2)
+        async with self._outside_of.setdefault(namespace, asyncio.Semaphore(half)), self._outside:
+            yield
+
     async def _run(self, key: str, memory: _Memory, step: AnyStep, subject: Subject) -> None:
         name, platform = step_name(step)
         trust = self._trust.generation
         result = "passed"
         try:
-            async with self._outside if _goes_outside(step) else self._inside:
+            async with self._slot(step, subject.namespace):
                 if memory.cancelled.is_set():
                     return
                 memory.done = await self._steps.perform(step, subject, memory.done, memory.cancelled.is_set)
@@ -335,7 +372,8 @@ class VersionReconciler:
                 # Signed again, or stored again: what is there now has to prove itself. Status tells the time to the
                 # second: what is verified within this one counts.
                 memory.verify_after = clock.now().replace(microsecond=0)
-            memory.failure, memory.attempts = None, 0
+            if memory.failure is not None and (memory.failure.step, memory.failure.platform) == (name, platform):
+                memory.failure, memory.attempts = None, 0
         except OutriderError as error:
             result = "refused" if isinstance(error, Stalling) else "unknown"
             self._fail(memory, error, name, platform, trust)
@@ -356,16 +394,19 @@ class VersionReconciler:
         self, key: str, memory: _Memory, step: Verify, subject: Subject, refusal: Stalling
     ) -> None:
         """Have what was refused verified again if it was signed again since; asked for now and then, not each time."""
-        now = clock.now()
-        if memory.looked is not None and now < memory.looked + timedelta(seconds=_LOOK_AGAIN_AT_SOURCE_SECONDS):
+        now, platform = clock.now(), str(step.artifact.platform)
+        before = memory.looked.get(platform)
+        if before is not None and now < before + timedelta(seconds=_LOOK_AGAIN_AT_SOURCE_SECONDS):
             return
-        memory.looked = now
+        memory.looked[platform] = now
         # The refusal counts and is told at once: whom the spec names may take his time to answer.
         self._enqueue(key)
         try:
-            async with self._outside:
-                if not memory.cancelled.is_set() and await self._steps.look_for_signatures(subject, step, refusal):
-                    memory.failure = None
+            async with self._slot_outside(subject.namespace):
+                if memory.cancelled.is_set() or not await self._steps.look_for_signatures(subject, step, refusal):
+                    return
+            if memory.failure is not None and memory.failure.platform == platform:
+                memory.failure = None
         except Exception:
             logger.exception("Looking for new signatures of %s failed unexpectedly", key)
 
@@ -395,7 +436,7 @@ class VersionReconciler:
 
 def _goes_outside(step: AnyStep) -> bool:
     """Say whether a step asks a server that the version's author has named."""
-    return isinstance(step, Store) or (isinstance(step, Verify) and step.stored.kind == "Image")
+    return isinstance(step, Store)
 
 
 def _spread(uid: str) -> float:
