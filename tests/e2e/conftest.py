@@ -102,14 +102,18 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
         },
     }
     node = cluster.kubectl("get", "nodes", "--output=name").stdout.split()[0]
+    number = f"1.0.{time.time_ns()}"
     version = {
         "apiVersion": "outrider.dev/v1alpha1",
         "kind": "ComponentVersion",
-        "metadata": {"name": "probe-1.0.0", "namespace": "default"},
+        "metadata": {
+            "name": f"probe-{number}",
+            "namespace": "default",
+            "finalizers": ["outrider.dev/stored-artifacts"],
+        },
         "spec": {
             "component": "probe",
-            "version": "1.0.0",
-            "stage": "Draft",
+            "version": number,
             "artifacts": [
                 {
                     "platform": {"arch": "amd64"},
@@ -123,7 +127,8 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
     }
     # A deletion is only judged of something that is there: a version that says that it was published.
     cluster.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(version))
-    stored = ("componentversion/probe-1.0.0", "--namespace=default")
+    stored = (f"componentversion/probe-{number}", "--namespace=default")
+    no_finalizer = ("--type=merge", "--patch", json.dumps({"metadata": {"finalizers": None}}))
     was_published = json.dumps({"status": {"publishedAt": "2026-01-01T00:00:00Z"}})
     cluster.kubectl("patch", *stored, "--subresource=status", "--type=merge", "--patch", was_published)
     as_operator = (f"--as={OPERATOR}", "--as-group=system:masters")
@@ -132,7 +137,8 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
         ("records", ("create",), batch),
         ("kubelets", ("create", "--as=system:node:probe", "--as-group=system:nodes"), new_node),
         ("operator-on-nodes", ("annotate", node, "probe=1", "--overwrite", f"--as={OPERATOR}"), None),
-        ("operator-on-specs", ("create", *as_operator), {**version, "metadata": {"name": "probe-1.0.0"}}),
+        ("operator-on-specs", ("create", *as_operator), {**version, "metadata": {"name": f"probe-{number}"}}),
+        ("version-finalizers", ("patch", *stored, *no_finalizer), None),
         ("versions", ("delete", *stored), None),
     ]
     deadline = time.monotonic() + 30
@@ -149,6 +155,7 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
             time.sleep(0.2)
     called_off = json.dumps({"spec": {"stage": "Revoked"}})
     cluster.kubectl("patch", *stored, "--type=merge", "--patch", called_off)
+    cluster.kubectl("patch", *stored, *no_finalizer, f"--as={OPERATOR}")
     cluster.kubectl("delete", *stored, "--wait=false")
 
 

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 OPERATOR = "--as=system:serviceaccount:outrider-system:outrider"
 CONTROL_PLANE = ("--as=system:kube-controller-manager", "--as-group=system:masters")
 
+COLLECTOR = ("--as=system:serviceaccount:kube-system:generic-garbage-collector", "--as-group=system:masters")
+
 Object = dict[str, Any]
 
 SHA = "a" * 64
@@ -511,6 +513,18 @@ REFUSED: dict[str, tuple[Object, str]] = {
         signed(bundle={"inline": " " * 65537}),
         "spec.artifacts[0].signature.bundle.inline: Too long: may not be more than 65536 bytes",
     ),
+    "a ConfigMap whose name is a path": (
+        sourced(configMap={"name": "../secrets/a", "key": "b"}),
+        "write an object's name: lower case letters, digits, '-' and '.'",
+    ),
+    "a ConfigMap whose key is a path": (
+        sourced(configMap={"name": "a", "key": "b/c"}),
+        "write a key of a ConfigMap: letters, digits, '-', '_' and '.'",
+    ),
+    "a Secret whose name is a path": (
+        sourced(http={"url": "https://a.b/c", "secretRef": {"name": "a/b"}}),
+        "write an object's name: lower case letters, digits, '-' and '.'",
+    ),
     "no file name": (without("fileName"), "fileName is required, and only an image has none"),
     "an image with a file name": (
         without("signature", source={"image": {"reference": "a.b/c:1.4.0"}}),
@@ -797,6 +811,16 @@ def test_a_version_that_was_published_is_frozen_but_for_its_signatures_and_its_e
         assert FINAL in changed.spec(stage=stage)
 
 
+def test_a_version_that_became_a_draft_while_it_was_being_published_can_be_written(changed: Changed) -> None:
+    assert changed.spec(stage="Draft") == ""
+    assert changed.status(phase="Published", publishedAt="2026-01-01T00:00:00Z") == ""
+    assert changed.status(latest=True) == ""
+    assert NO_DRAFT_AGAIN in changed.spec(stage="Testing")
+    assert changed.spec(releaseNotes="Typing errors corrected.") == ""
+    assert changed.spec(stage="Published") == ""
+    assert NO_DRAFT_AGAIN in changed.spec(stage="Draft")
+
+
 def test_when_it_was_published_is_said_once(changed: Changed) -> None:
     assert changed.status(phase="Published", publishedAt="2026-01-01T00:00:00Z") == ""
     for moment in (None, "2026-01-02T00:00:00Z"):
@@ -1004,6 +1028,30 @@ def test_a_version_that_was_published_is_deleted_only_when_called_off_and_unused
     assert changed.spec(stage="Deprecated") == ""
     assert deleting() == "", "its author has called it off"
     cluster.kubectl("delete", "-n", namespace, changed.target)
+
+
+def test_only_the_operator_takes_away_what_holds_a_deleted_version(
+    cluster: E2eCluster, namespace: str, changed: Changed
+) -> None:
+    def finalizers(*wanted: str, by: tuple[str, ...] = ()) -> str:
+        return patch(cluster, namespace, changed.target, {"metadata": {"finalizers": list(wanted) or None}}, *by)
+
+    only = "only the Outrider operator removes the finalizer outrider.dev/stored-artifacts"
+    assert finalizers(names.FINALIZER_VERSION, by=(OPERATOR,)) == ""
+    for who in ((), CONTROL_PLANE):
+        assert only in finalizers(by=who)
+        assert only in finalizers("example.com/other", by=who)
+    assert finalizers(names.FINALIZER_VERSION, "example.com/other") == ""
+    assert finalizers(names.FINALIZER_VERSION) == ""
+    assert finalizers(by=(OPERATOR,)) == ""
+
+
+def test_a_version_that_somebody_claims_to_own_is_deleted_as_any_other(
+    cluster: E2eCluster, namespace: str, changed: Changed
+) -> None:
+    assert changed.status(phase="Published", publishedAt="2026-01-01T00:00:00Z") == ""
+    result = cluster.kubectl("delete", "-n", namespace, changed.target, "--dry-run=server", *COLLECTOR, check=False)
+    assert "a published version cannot be deleted" in result.stderr
 
 
 @pytest.mark.parametrize("kind", ["version", "rollout"])

@@ -550,7 +550,10 @@ COMPONENT_VERSION_RULES: list[dict[str, Any]] = [
         "the test of a version that was published cannot be changed; create a new version instead",
     ),
     rule(
-        f"{_NEVER_PUBLISHED} || self.spec.stage in ['Published', 'Deprecated', 'Revoked']",
+        # Its stage may say Draft all the same, if that was written while it was being published: then it stays so until
+        # somebody changes it, and must not keep everything else from being written.
+        f"{_NEVER_PUBLISHED} || self.spec.stage in ['Published', 'Deprecated', 'Revoked'] || "
+        "self.spec.stage == oldSelf.spec.stage",
         "a version that was published cannot become a draft again; set spec.stage to Deprecated or Revoked, or create "
         "a new version",
     ),
