@@ -23,7 +23,7 @@ from outrider.api.componentversion import Artifact, ComponentVersionSpec, Stored
 from outrider.api.errors import Stalling
 from outrider.core.version import hash_artifact
 from outrider.reconcile.inputs import Login
-from outrider.reconcile.places import Places
+from outrider.reconcile.places import IMAGE_DOCUMENTS_SECONDS, Places
 from outrider.trust.evidence import Evidence
 
 
@@ -39,7 +39,7 @@ def store_image(
     source = artifact.source.image
     assert source is not None  # noqa: S101 - the caller has looked
     reference = parse_reference(source.reference)
-    with places.registry_of(reference, login) as theirs:
+    with places.registry_of(reference, login, cancelled) as theirs:
         # A tag is asked once, here: from now on there is only the digest.
         image = resolve_image(reference, artifact.sha256, str(artifact.platform), theirs)
         pinned = theirs.reference(reference.repository, image.document.digest)
@@ -77,10 +77,11 @@ def read_image(
     stored: StoredArtifact,
     login: Login | None,
     given: Sequence[Evidence],
+    cancelled: Callable[[], bool],
 ) -> Found | None:
     """Read an image's document where it is pinned, with the evidence beside it and in the spec; None if it is gone."""
     reference = parse_reference(stored.reference)
-    with _registry(places, repository, artifact, reference, login) as registry:
+    with _registry(places, artifact, reference, login, cancelled) as registry:
         document = registry.get_manifest(reference.repository, stored.digest)
         if document is None:
             return None
@@ -120,9 +121,11 @@ def delete_images(
 
 
 def _registry(
-    places: Places, repository: str, artifact: Artifact, reference: OciReference, login: Login | None
+    places: Places, artifact: Artifact, reference: OciReference, login: Login | None, cancelled: Callable[[], bool]
 ) -> OciRegistry:
     source = artifact.source.image
     if source is None:
         raise Stalling("SourceInvalid", "the artifact is no image any more; create a new version instead")
-    return places.registry() if source.copy_to_registry else places.registry_of(reference, login)
+    if source.copy_to_registry:
+        return places.registry()
+    return places.registry_of(reference, login, cancelled, seconds=IMAGE_DOCUMENTS_SECONDS)

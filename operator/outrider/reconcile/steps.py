@@ -83,11 +83,13 @@ class VersionSteps:
         """Do a step and return what is achieved with it. Raises what adapters and trust code raise."""
         match step:
             case Store(artifact, previous):
-                inputs = await self._read_inputs(subject.namespace, artifact)
+                inputs = await self._read_inputs(subject.namespace, artifact, cancelled)
                 stored = await asyncio.to_thread(self._store, subject, artifact, previous, inputs, cancelled)
                 return _with(done, stored)
             case Verify(artifact, stored):
-                inputs = await self._read_inputs(subject.namespace, artifact) if stored.kind == "Image" else Inputs()
+                inputs = Inputs()
+                if stored.kind == "Image":
+                    inputs = await self._read_inputs(subject.namespace, artifact, cancelled)
                 return _with(done, await asyncio.to_thread(self._verify, subject, step, inputs, cancelled))
             case WriteIndex(artifacts):
                 index = await asyncio.to_thread(self._write_index, subject, artifacts, publish=False)
@@ -104,7 +106,7 @@ class VersionSteps:
 
     # -- what the cluster holds
 
-    async def _read_inputs(self, namespace: str, artifact: Artifact) -> Inputs:
+    async def _read_inputs(self, namespace: str, artifact: Artifact, cancelled: Cancelled) -> Inputs:
         source, signature = artifact.source, artifact.signature
         content = ca_pem = document = None
         if source.config_map is not None:
@@ -117,10 +119,10 @@ class VersionSteps:
         account = f"{self._settings.namespace}:{self._settings.service_account}"
         login = await read_login(self._cluster, namespace, secret, account)
         if signature is not None and (given := signature.bundle or signature.statement) is not None:
-            document = await self._read_document(namespace, given)
+            document = await self._read_document(namespace, given, cancelled)
         return Inputs(content, ca_pem, login, document)
 
-    async def _read_document(self, namespace: str, document: Document) -> bytes:
+    async def _read_document(self, namespace: str, document: Document, cancelled: Cancelled) -> bytes:
         if document.inline is not None:
             return document.inline.encode()
         if document.config_map is not None:
@@ -133,10 +135,10 @@ class VersionSteps:
                 )
             return content
         assert document.http is not None  # noqa: S101 - the CRD demands exactly one
-        return await asyncio.to_thread(self._fetch_document, document.http.url)
+        return await asyncio.to_thread(self._fetch_document, document.http.url, cancelled)
 
-    def _fetch_document(self, url: str) -> bytes:
-        with sources.open_http(url, limits=self._places.document_limits) as source:
+    def _fetch_document(self, url: str, cancelled: Cancelled) -> bytes:
+        with sources.open_http(url, limits=self._places.document_limits, cancelled=cancelled) as source:
             return b"".join(source.chunks)
 
     async def _run_test(self, subject: Subject, step: RunTest) -> None:
@@ -211,7 +213,7 @@ class VersionSteps:
         """
         assert artifact.source.oci is not None  # noqa: S101 - the caller has looked
         reference = parse_reference(artifact.source.oci.reference)
-        with self._places.registry_of(reference, inputs.login) as theirs:
+        with self._places.registry_of(reference, inputs.login, cancelled) as theirs:
             found = open_artifact(
                 reference,
                 artifact.sha256,
@@ -243,7 +245,9 @@ class VersionSteps:
         spec, stored, artifact = subject.spec, step.stored, step.artifact
         if stored.kind == "Image":
             given = given_evidence(artifact, inputs)
-            image = read_image(self._places, self._repository(subject), spec, artifact, stored, inputs.login, given)
+            image = read_image(
+                self._places, self._repository(subject), spec, artifact, stored, inputs.login, given, cancelled
+            )
             if image is None:
                 return stored.model_copy(update={"spec_hash": MISSING, "signature": None})
             return _proven(step, self._judge(subject, step, image), None if step.thorough else stored.signature)
