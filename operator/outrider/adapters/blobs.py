@@ -1,6 +1,5 @@
 """Blobs on their way: out of a registry, and the part of a stream into it that may have to be sent again."""
 
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from types import TracebackType
 from typing import Final, Self
@@ -83,7 +82,7 @@ class BlobStream:
         self._response.close()
         failure = self._session.unavailable(f"reading {self._digest} from {self._repository}", error)
         for delay in delays:
-            time.sleep(delay)
+            self._session.pause(delay)
             try:
                 response = self._reopen(offset)
             except Transient as again:

@@ -6,7 +6,6 @@ Blocking, and not safe for use by two threads at a time: one `OciRegistry` per j
 """
 
 import re
-import time
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -110,10 +109,13 @@ class OciRegistry:
     Every operation raises Transient(RegistryUnavailable) when the registry is down or does not make sense,
     Transient(RegistryThrottled) when it asks to slow down, Stalling(RegistryDenied) when it refuses the credentials and
     Stalling(RegistryRefused) for any other refusal; what else it may raise is said there. What does not exist is None.
+    With `settings.total_timeout`, or `cancelled`, a thread watches from the first request to `close`, and ends whatever
+    goes on: at the deadline with Transient(RegistryUnavailable), and once `cancelled` says so, for which it is asked
+    about every half second, with Transient(Cancelled); so does all that is asked afterwards.
     Use it as a context manager, or close it. Making one raises Stalling(RegistryInvalid) on settings that cannot work.
     """
 
-    def __init__(self, settings: RegistrySettings) -> None:
+    def __init__(self, settings: RegistrySettings, *, cancelled: Callable[[], bool] | None = None) -> None:
         if _HOST.fullmatch(settings.host) is None:
             raise Stalling(
                 "RegistryInvalid", "the registry's host is not host[:port] without scheme and path; correct it"
@@ -134,7 +136,7 @@ class OciRegistry:
                 ) from None
         self.settings = settings
         self.host = settings.host
-        self._session = RegistrySession(settings, config)
+        self._session = RegistrySession(settings, config, cancelled)
 
     def __enter__(self) -> Self:
         return self
@@ -146,7 +148,7 @@ class OciRegistry:
 
     def close(self) -> None:
         """Let go of all connections."""
-        self._session.session.close()
+        self._session.close()
 
     # Names
 
@@ -635,7 +637,7 @@ class OciRegistry:
         for delay in delays:
             if failure.retry_after is not None and failure.retry_after > _LONGEST_PAUSE:
                 break
-            time.sleep(max(delay, failure.retry_after or 0.0))
+            self._session.pause(max(delay, failure.retry_after or 0.0))
             try:
                 response = self._session.request("GET", upload, what, repository=repository)
                 if response.status_code == 204:
@@ -675,7 +677,7 @@ class OciRegistry:
                 delay = next(delays, None)
                 if failure.reason != "RegistryUnavailable" or delay is None or not broken:
                     raise
-                time.sleep(delay)
+                self._session.pause(delay)
                 if self.blob_size(repository, descriptor.digest) == descriptor.size:
                     return {}
 
@@ -684,7 +686,7 @@ class OciRegistry:
         what = f"cancelling an upload to {repository}"
         patience = (self.settings.connect_timeout, self.settings.connect_timeout)
         for delay in _CANCEL_DELAYS:
-            time.sleep(delay)
+            self._session.pause(delay)
             try:
                 # An upload that broke off stands at an offset that its last Location does not know; ask for a new one.
                 # The registry may still be busy with what it received, and then that changes once more.

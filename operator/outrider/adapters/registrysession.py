@@ -8,7 +8,7 @@ an answer points to.
 
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ import oras.utils
 import requests
 
 from outrider.adapters import dockerconfig
+from outrider.adapters.deadlines import Watchdog
 from outrider.adapters.dockerconfig import Credentials
 from outrider.adapters.sources import check_url
 from outrider.adapters.transport import (
@@ -68,6 +69,9 @@ class RegistrySettings:
     """Seconds that the registry may take to flush and hash what was uploaded; grows with the size on a slow disk."""
     resume_delays: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Seconds to wait before each attempt to resume a broken upload or download."""
+    total_timeout: float | None = None
+    """Seconds for everything that one client does, from its first request on; None: no bound, as for the operator's own
+    registry. The timeouts above bound silence only: a hostile registry may send a byte now and then for ever."""
     allowed_hosts: tuple[str, ...] = ()
     """Globs over the hosts that may be asked, the registry itself as where it points: to other places for blobs, to its
     token service. Empty: every host."""
@@ -79,12 +83,19 @@ class RegistrySettings:
 class RegistrySession(oras.provider.Registry):  # type: ignore[misc]  # oras has no types
     """oras' registry with its transport replaced.
 
-    *Invariants.* Every request has timeouts. Nothing is retried but a request that was answered 401 or 403, once, with
-    a fresh token. Credentials go to the registry's own origin, or to the token service that it names if that is the
-    same host or behind TLS; tokens go to the registry's own origin. No exception of requests leaves this class.
+    *Invariants.* Every request has timeouts, and all of them together end, wherever they are, within a second of
+    `settings.total_timeout`, or of `cancelled` saying so. Nothing is retried but a request that was answered 401 or
+    403, once, with a fresh token. Credentials go to the registry's own origin, or to the token service that it names if
+    that is the same host or behind TLS; tokens go to the registry's own origin. No exception of requests leaves this
+    class.
     """
 
-    def __init__(self, settings: RegistrySettings, docker_config: bytes | None) -> None:
+    def __init__(
+        self,
+        settings: RegistrySettings,
+        docker_config: bytes | None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
         super().__init__(
             hostname=settings.host,
             insecure=settings.plain_http,
@@ -92,6 +103,7 @@ class RegistrySession(oras.provider.Registry):  # type: ignore[misc]  # oras has
             auth_backend="token",
         )
         self.session = PlainSession(settings.guard)
+        self._watchdog = Watchdog(self.session.abort, settings.total_timeout, cancelled)
         self.settings = settings
         self._host = settings.host
         self._patience = (settings.connect_timeout, settings.read_timeout)
@@ -164,8 +176,25 @@ class RegistrySession(oras.provider.Registry):  # type: ignore[misc]  # oras has
         response.close()
         return self._follow(method, url, what, repository, data, headers or {}, timeout)
 
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._watchdog.stop()
+        self.session.close()
+
+    def pause(self, seconds: float) -> None:
+        """Wait before something is tried again, but not when all is over: then trying fails at once."""
+        self._watchdog.pause(seconds)
+
     def unavailable(self, what: str, error: BaseException) -> Transient:
-        """Return what a failure of the network means."""
+        """Return what a failure of the network means: what has ended everything, if something has."""
+        if self._watchdog.verdict == "cancelled":
+            return Transient("Cancelled", f"{what} at registry {self._host} was stopped; it will start again")
+        if self._watchdog.verdict == "late":
+            return Transient(
+                "RegistryUnavailable",
+                f"registry {self._host} is too slow: {self._watchdog.seconds:.0f} s were not enough, and ended while "
+                f"{what}; it will be tried again",
+            )
         return Transient(
             "RegistryUnavailable", f"registry {self._host} is not available while {what}: {explain(error)}"
         )
@@ -177,6 +206,7 @@ class RegistrySession(oras.provider.Registry):  # type: ignore[misc]  # oras has
             error = answer["errors"][0]
             code, message = str(error["code"]), str(error.get("message", ""))
         except (*NETWORK_ERRORS, Malformed, KeyError, IndexError, TypeError, AttributeError):
+            # Also when everything was ended meanwhile: the answer's status is known, and says more.
             return ""
         text = f"{code}: {message}" if message else code
         return f" ({''.join(c if c.isprintable() else ' ' for c in text)[:200]})"
@@ -216,6 +246,7 @@ class RegistrySession(oras.provider.Registry):  # type: ignore[misc]  # oras has
         headers: dict[str, str],
         timeout: tuple[float, float] | None,
     ) -> requests.Response:
+        self._watchdog.start()
         if self.settings.allowed_hosts:
             check_url(url, self.settings.allowed_hosts)
         try:

@@ -16,6 +16,7 @@ from typing import Final, Self
 import requests
 import urllib3
 
+from outrider.adapters.deadlines import Watchdog
 from outrider.adapters.transport import (
     NETWORK_ERRORS,
     AddressPolicy,
@@ -186,7 +187,9 @@ def open_http(
       the server announced), CredentialsMalformed, CaInvalid.
     - Transient: SourceUnreachable (name, connection, silence, 5xx, 429, too slow), SourceTruncated (fewer bytes than
       promised, or another file than at the beginning), Cancelled (`cancelled` has begun to say so; it is asked whenever
-      bytes arrive).
+      bytes arrive, and about every half second in another thread).
+
+    Whatever the server does, or does not do, ends within a second of `limits.total_timeout`, or of being cancelled.
     """
     download = _Download(url, limits or SourceLimits(), access or HttpAccess(), cancelled)
     try:
@@ -209,7 +212,8 @@ class _Download:
     *Invariants.* What is yielded is the beginning of one file, whatever breaks: it goes on only where the server names
     the same validator as in its first answer (RFC 9110, 8.8 and 13.1.5). `authorization` is sent to the origin of the
     first URL, and never again after a redirect has led away from there. At most one attempt to go on per delay in
-    `limits.resume_delays`, and none after the deadline.
+    `limits.resume_delays`, and none after the deadline. A thread watches from the first request to the end of the file
+    or `close`, whatever comes first.
     """
 
     response: requests.Response
@@ -226,17 +230,20 @@ class _Download:
         self._deadline = time.monotonic() + limits.total_timeout
         self._delays = iter(limits.resume_delays)
         self._session = PlainSession(limits.guard, access.ca_pem)
+        self._watchdog = Watchdog(self._session.abort, limits.total_timeout, cancelled)
         self._validator = ""
         self._size = 0
         """Bytes that were yielded."""
 
     def close(self) -> None:
+        self._watchdog.stop()
         if hasattr(self, "response"):
             self.response.close()
         self._session.close()
 
     def begin(self) -> None:
         """Ask for the file."""
+        self._watchdog.start()
         self.response = self._follow({})
         self.declared = _declared_size(self.response)
         self._validator = _validator(self.response)
@@ -245,6 +252,10 @@ class _Download:
 
     def read(self) -> Iterator[bytes]:
         """Yield the file, from one answer or several."""
+        with self._watchdog:
+            yield from self._read()
+
+    def _read(self) -> Iterator[bytes]:
         known = 0
         while True:
             # The library would stop at the announced size and drop what comes after it unseen.
@@ -255,6 +266,9 @@ class _Download:
                 if self._size == self.declared:
                     # All is here; that the other side neither closes nor sends more is no failure.
                     return
+                ended = self._ended()
+                if ended is not None:
+                    raise ended from None
                 truncated = is_broken_off(error)
                 failure = self._truncated() if truncated else self._unreachable(explain(error))
             else:
@@ -349,7 +363,7 @@ class _Download:
                     timeout=(self._limits.connect_timeout, self._limits.read_timeout),
                 )
             except NETWORK_ERRORS as error:
-                raise _unreachable(shown_url(url), explain(error)) from None
+                raise (self._ended() or _unreachable(shown_url(url), explain(error))) from None
             if response.status_code not in _REDIRECTS:
                 _check_status(response, shown_url(url), (200, 206, 416) if headers else (200,))
                 return response
@@ -362,13 +376,21 @@ class _Download:
             except ValueError:
                 raise _redirect(self._url, "redirects to something that is no URL") from None
 
-    def _check_time(self) -> None:
-        if self._cancelled():
+    def _ended(self) -> Transient | None:
+        """Return why it is over, if it is."""
+        verdict = self._watchdog.verdict
+        if verdict == "cancelled" or (not verdict and self._cancelled()):
             message = f"reading {self.name} was stopped after {self._progress()} bytes; it will start again"
-            raise Transient("Cancelled", message)
-        if time.monotonic() > self._deadline:
+            return Transient("Cancelled", message)
+        if verdict == "late" or time.monotonic() > self._deadline:
             slow = f"it sent only {self._progress()} bytes in {self._limits.total_timeout:.0f} s"
-            raise _unreachable(self.name, slow)
+            return _unreachable(self.name, slow)
+        return None
+
+    def _check_time(self) -> None:
+        ended = self._ended()
+        if ended is not None:
+            raise ended
 
     def _wait(self, delay: float) -> None:
         """Wait before going on, but not beyond the deadline, nor when nobody wants the file any more."""

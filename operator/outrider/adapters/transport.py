@@ -24,6 +24,7 @@ import urllib3.connectionpool
 from typing_extensions import override
 
 from outrider import __version__
+from outrider.adapters.deadlines import Aborted, Connections, resolve
 from outrider.api.errors import Stalling
 
 USER_AGENT: Final = f"outrider/{__version__}"
@@ -205,18 +206,36 @@ class PlainSession(requests.Session):
     Then requests raise Stalling(AddressNotAllowed), too.
 
     `ca_pem` are certificates of authorities that count beside the usual ones. Raises Stalling(CaInvalid) for others.
+
+    Whatever it does can be ended at any moment, from another thread (`abort`).
     """
 
     def __init__(self, guard: AddressPolicy | None = None, ca_pem: str | None = None) -> None:
         super().__init__()
         context = None if ca_pem is None else _trusting(ca_pem)
-        if guard is not None or context is not None:
-            self.mount("http://", _Adapter(guard, context))
-            self.mount("https://", _Adapter(guard, context))
+        self._connections = Connections()
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, _Adapter(guard, context, self._connections))
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         # With any `auth` of its own, requests does not look into ~/.netrc, which would also replace our Authorization.
         self.auth = _unchanged
         self.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
+
+    def abort(self) -> None:
+        """End all that goes on, in whatever thread that is: it raises one of NETWORK_ERRORS, as does all that follows.
+
+        Requests, and bodies read with `read_pieces` or `read_at_most`: nothing that was cut off is taken for complete.
+        """
+        self._connections.abort()
+
+    @override
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        response = super().send(request, **kwargs)
+        if self._connections.aborted:
+            # The library takes the end of the connection for the end of the headers.
+            response.close()
+            raise Aborted("ended by us")
+        return response
 
     @override
     def get_redirect_target(self, resp: requests.Response) -> None:
@@ -242,42 +261,33 @@ def _trusting(ca_pem: str) -> ssl.SSLContext:
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Connects directly to nothing but checked addresses, over urllib3's own connections otherwise."""
+    """Connects directly to nothing but checked addresses, over urllib3's own connections otherwise. Knows them all."""
 
-    def __init__(self, guard: AddressPolicy | None, context: ssl.SSLContext | None) -> None:
+    def __init__(self, guard: AddressPolicy | None, context: ssl.SSLContext | None, connections: Connections) -> None:
         self._guard = guard
         self._tls: dict[str, Any] = {} if context is None else {"ssl_context": context}
+        self._connections = connections
         super().__init__()
+
+    @property
+    def aborted(self) -> bool:
+        """Say whether the session was ended from another thread."""
+        return self._connections.aborted
 
     @override
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
-        return super().proxy_manager_for(proxy, **proxy_kwargs, **self._tls)
+        known = proxy in self.proxy_manager
+        manager = super().proxy_manager_for(proxy, **proxy_kwargs, **self._tls)
+        if not known:
+            # Not guarded: where the proxies are, the operator says.
+            manager.pool_classes_by_scheme = _watched(manager.pool_classes_by_scheme, None, self._connections)
+        return manager
 
     @override
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
         super().init_poolmanager(connections, maxsize, block, **pool_kwargs, **self._tls)
-        if self._guard is None:
-            return
-        guard: AddressPolicy = self._guard
-
-        class Connection(urllib3.connection.HTTPConnection):
-            @override
-            def _new_conn(self) -> socket.socket:
-                return _connect(self, self._dns_host, guard)
-
-        class TlsConnection(urllib3.connection.HTTPSConnection):
-            @override
-            def _new_conn(self) -> socket.socket:
-                return _connect(self, self._dns_host, guard)
-
-        class Pool(urllib3.connectionpool.HTTPConnectionPool):
-            ConnectionCls = Connection
-
-        class TlsPool(urllib3.connectionpool.HTTPSConnectionPool):
-            ConnectionCls = TlsConnection
-
-        # Only for what is reached directly: connections to proxies have a manager of their own.
-        self.poolmanager.pool_classes_by_scheme = {"http": Pool, "https": TlsPool}
+        classes = _watched(self.poolmanager.pool_classes_by_scheme, self._guard, self._connections)
+        self.poolmanager.pool_classes_by_scheme = classes
 
     @override
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
@@ -286,7 +296,41 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return super().send(request, *args, **kwargs)
 
 
-def _connect(connection: urllib3.connection.HTTPConnection, host: str, guard: AddressPolicy) -> socket.socket:
+def _watched(
+    pools: Mapping[str, type[Any]], guard: AddressPolicy | None, connections: Connections
+) -> dict[str, type[Any]]:
+    """Return urllib3's pools with connections that `connections` knows, and that go only where `guard` lets them."""
+
+    def watched(pool: type[Any]) -> type[Any]:
+        base: type[Any] = pool.ConnectionCls
+
+        def connect(self: Any) -> None:
+            with connections.opening() as hold:
+                self._hold = hold
+                base.connect(self)
+            # The socket as it is used from now on: TLS has put another object around it.
+            connections.add(self.sock)
+
+        def new_conn(self: Any) -> socket.socket:
+            connections.check()
+            host = self._dns_host
+            made: socket.socket = (
+                base._new_conn(self)  # noqa: SLF001 - meant to be overridden
+                if guard is None
+                else _connect(self, host, guard, connections)
+            )
+            self._hold(made)
+            return made
+
+        connection = type(base.__name__, (base,), {"connect": connect, "_new_conn": new_conn})
+        return type(pool.__name__, (pool,), {"ConnectionCls": connection})
+
+    return {scheme: watched(pool) for scheme, pool in pools.items()}
+
+
+def _connect(
+    connection: urllib3.connection.HTTPConnection, host: str, guard: AddressPolicy, connections: Connections
+) -> socket.socket:
     """Do what urllib3 does to open a connection, but to an address that was checked.
 
     1. The name is resolved, once.
@@ -295,13 +339,13 @@ def _connect(connection: urllib3.connection.HTTPConnection, host: str, guard: Ad
     """
     # 1.
     try:
-        found = socket.getaddrinfo(host.strip("[]"), connection.port, 0, socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
+        found = resolve(host.strip("[]"), connection.port, connections)
+    except (socket.gaierror, UnicodeError, TimeoutError) as error:
         reason = error if isinstance(error, socket.gaierror) else socket.gaierror(str(error))
         raise urllib3.exceptions.NameResolutionError(connection.host, connection, reason) from error
 
     # 2.
-    places = {ipaddress.ip_address(str(place[0]).partition("%")[0]): (family, place) for family, *_, place in found}
+    places = {ipaddress.ip_address(str(place[0]).partition("%")[0]): (family, place) for family, place in found}
     chosen = guard.choose(connection.host, tuple(places))
 
     # 3.
@@ -310,6 +354,7 @@ def _connect(connection: urllib3.connection.HTTPConnection, host: str, guard: Ad
         family, place = places[address]
         attempt = socket.socket(family, socket.SOCK_STREAM)
         try:
+            connections.add(attempt)
             for option in connection.socket_options or ():
                 attempt.setsockopt(*option)
             attempt.settimeout(connection.timeout if isinstance(connection.timeout, (int, float)) else None)
@@ -375,10 +420,13 @@ def read_pieces(response: requests.Response) -> Iterator[bytes]:
     """Yield the body as it was sent, piece by piece, each as soon as the network hands it over.
 
     A slow body gives small pieces, so that whoever reads can look at a deadline between them. Raises NETWORK_ERRORS,
-    also when the body is shorter than its Content-Length.
+    also when the body is shorter than its Content-Length, or ended because the session was aborted.
     """
     while piece := response.raw.read1(PIECE, decode_content=False):
         yield piece
+    adapter = response.connection
+    if isinstance(adapter, _Adapter) and adapter.aborted:
+        raise Aborted("ended by us")
 
 
 def read_beyond_length(response: requests.Response) -> None:

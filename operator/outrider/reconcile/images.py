@@ -42,7 +42,7 @@ def find_image(
     source = artifact.source.image
     assert source is not None  # noqa: S101 - the caller has looked
     reference = parse_reference(source.reference)
-    with places.registry_of(reference, login) as theirs:
+    with places.registry_of(reference, login, cancelled) as theirs:
         # A tag is asked once, here: from now on there is only the digest.
         document = resolve_image(reference, artifact.sha256, str(artifact.platform), theirs).document
         pinned = theirs.reference(reference.repository, document.digest)

@@ -1,7 +1,8 @@
 """Where versions' bytes are: the operator's own registry, and the registries of others. One client per job."""
 
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from ipaddress import ip_network
 
@@ -18,16 +19,24 @@ from outrider.settings import Settings
 
 MAX_DOCUMENT_BYTES = 512 * 1024
 """Of a signature's document."""
+DOCUMENT_SECONDS = 60.0
+"""For a signature's document."""
+IMAGE_DOCUMENTS_SECONDS = 300.0
+"""For an image's documents and what was signed about them: up to some hundred requests, one after the other."""
 
 
 class Places:
-    """What the operator's settings say of registries and sources."""
+    """What the operator's settings say of registries and sources.
+
+    Wherever an author may name the place, there is an end: after `DOCUMENT_SECONDS` for one small document, and
+    `IMAGE_DOCUMENTS_SECONDS` for all those of an image; after `SourceLimits.total_timeout` for whatever brings files.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._guard = AddressPolicy(tuple(ip_network(each, strict=False) for each in settings.allowed_source_addresses))
         self.limits = self._limits(settings.max_artifact_bytes)
-        self.document_limits = self._limits(MAX_DOCUMENT_BYTES)
+        self.document_limits = replace(self._limits(MAX_DOCUMENT_BYTES), total_timeout=DOCUMENT_SECONDS)
 
     def registry(self) -> OciRegistry:
         """Return the operator's own registry."""
@@ -43,9 +52,17 @@ class Places:
             )
         )
 
-    def registry_of(self, reference: OciReference, login: Login | None) -> OciRegistry:
-        """Return somebody else's registry, as far as the settings allow to go there.
+    def registry_of(
+        self,
+        reference: OciReference,
+        login: Login | None,
+        cancelled: Callable[[], bool],
+        *,
+        seconds: float | None = None,
+    ) -> OciRegistry:
+        """Return somebody else's registry, as far as the settings allow to go there, and for so long.
 
+        All of it ends once `cancelled` says so, or after `seconds`; by default as long as a file may take.
         Raises Stalling(UrlInvalid, CredentialsMalformed, SecretUnusable).
         """
         plain = self._is_plain(reference.host)
@@ -61,7 +78,9 @@ class Places:
                 identity_token=found.identity_token or None,
                 allowed_hosts=self._settings.allowed_source_hosts,
                 guard=self._guard,
-            )
+                total_timeout=self.limits.total_timeout if seconds is None else seconds,
+            ),
+            cancelled=cancelled,
         )
 
     def may_be_plain(self, url: str) -> bool:

@@ -36,7 +36,7 @@ from outrider.core.version_snapshot import (
 from outrider.reconcile.images import FILE_NAME as IMAGE_FILE_NAME
 from outrider.reconcile.images import delete_copies, find_image
 from outrider.reconcile.inputs import Login, read_config_map, read_login
-from outrider.reconcile.places import MAX_DOCUMENT_BYTES, Places, fetch_settings
+from outrider.reconcile.places import IMAGE_DOCUMENTS_SECONDS, MAX_DOCUMENT_BYTES, Places, fetch_settings
 from outrider.reconcile.testjobs import TestJobs
 from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
@@ -103,7 +103,7 @@ class VersionSteps:
         """Do a step and return what is achieved with it. Raises what adapters and trust code raise."""
         match step:
             case Store(artifact, previous):
-                inputs = await self._read_inputs(subject.namespace, artifact)
+                inputs = await self._read_inputs(subject.namespace, artifact, cancelled)
                 stored = await asyncio.to_thread(self._store, subject, artifact, previous, inputs, cancelled)
                 return _with(done, stored)
             case Verify():
@@ -123,7 +123,7 @@ class VersionSteps:
 
     # -- what the cluster holds
 
-    async def _read_inputs(self, namespace: str, artifact: Artifact) -> Inputs:
+    async def _read_inputs(self, namespace: str, artifact: Artifact, cancelled: Cancelled) -> Inputs:
         source, signature = artifact.source, artifact.signature
         content = ca_pem = document = None
         if source.config_map is not None:
@@ -136,10 +136,10 @@ class VersionSteps:
         account = f"{self._settings.namespace}:{self._settings.service_account}"
         login = await read_login(self._cluster, namespace, secret, account)
         if signature is not None and (given := signature.bundle or signature.statement) is not None:
-            document = await self._read_document(namespace, given)
+            document = await self._read_document(namespace, given, cancelled)
         return Inputs(content, ca_pem, login, document)
 
-    async def _read_document(self, namespace: str, document: Document) -> bytes:
+    async def _read_document(self, namespace: str, document: Document, cancelled: Cancelled) -> bytes:
         if document.inline is not None:
             return document.inline.encode()
         if document.config_map is not None:
@@ -152,10 +152,10 @@ class VersionSteps:
                 )
             return content
         assert document.http is not None  # noqa: S101 - the CRD demands exactly one
-        return await asyncio.to_thread(self._fetch_document, document.http.url)
+        return await asyncio.to_thread(self._fetch_document, document.http.url, cancelled)
 
-    def _fetch_document(self, url: str) -> bytes:
-        with sources.open_http(url, limits=self._places.document_limits) as source:
+    def _fetch_document(self, url: str, cancelled: Cancelled) -> bytes:
+        with sources.open_http(url, limits=self._places.document_limits, cancelled=cancelled) as source:
             return b"".join(source.chunks)
 
     async def _run_test(self, subject: Subject, step: RunTest) -> None:
@@ -234,7 +234,7 @@ class VersionSteps:
         """
         assert artifact.source.oci is not None  # noqa: S101 - the caller has looked
         reference = parse_reference(artifact.source.oci.reference)
-        with self._places.registry_of(reference, inputs.login) as theirs:
+        with self._places.registry_of(reference, inputs.login, cancelled) as theirs:
             found = open_artifact(
                 reference,
                 artifact.sha256,
@@ -247,7 +247,9 @@ class VersionSteps:
                 blob = ingest.ingest(registry, repository, found.source, artifact.sha256, field=_field(artifact))
             return blob, collect_evidence(theirs, reference.repository, found.chain)
 
-    async def look_for_signatures(self, subject: Subject, step: Verify, refusal: Stalling) -> bool:
+    async def look_for_signatures(
+        self, subject: Subject, step: Verify, refusal: Stalling, cancelled: Cancelled
+    ) -> bool:
         """Bring along what vouches for a refused file by now; tells whether anything of it is new.
 
         It may have been signed again in a place that its spec names, which changes nothing in the spec: beside it in
@@ -256,20 +258,20 @@ class VersionSteps:
         if refusal.reason not in _SIGNING_HELPS:
             return False
         try:
-            inputs = await self._read_inputs(subject.namespace, step.artifact)
-            return await asyncio.to_thread(self._bring_signatures, subject, step, inputs)
+            inputs = await self._read_inputs(subject.namespace, step.artifact, cancelled)
+            return await asyncio.to_thread(self._bring_signatures, subject, step, inputs, cancelled)
         except OutriderError as error:
             # That nothing new can be had is no news: the refusal stands.
             logger.info("No new signatures for %s/%s: %s", subject.namespace, subject.name, error.message)
             return False
 
-    def _bring_signatures(self, subject: Subject, step: Verify, inputs: Inputs) -> bool:
+    def _bring_signatures(self, subject: Subject, step: Verify, inputs: Inputs, cancelled: Cancelled) -> bool:
         artifact, repository = step.artifact, self._repository(subject)
         evidence = given_evidence(artifact, inputs)
         elsewhere = artifact.source.oci or artifact.source.image
         if elsewhere is not None:
             origin = parse_reference(elsewhere.reference)
-            with self._places.registry_of(origin, inputs.login) as theirs:
+            with self._places.registry_of(origin, inputs.login, cancelled, seconds=IMAGE_DOCUMENTS_SECONDS) as theirs:
                 evidence += collect_evidence(theirs, origin.repository, self._chain(theirs, origin, artifact))
         with self._places.registry() as registry:
             document = registry.get_manifest(repository, _digest_of(step.stored.reference))

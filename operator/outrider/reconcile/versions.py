@@ -403,7 +403,8 @@ class VersionReconciler:
         self._enqueue(key)
         try:
             async with self._slot_outside(subject.namespace):
-                if memory.cancelled.is_set() or not await self._steps.look_for_signatures(subject, step, refusal):
+                cancelled = memory.cancelled.is_set
+                if cancelled() or not await self._steps.look_for_signatures(subject, step, refusal, cancelled):
                     return
             if memory.failure is not None and memory.failure.platform == platform:
                 memory.failure = None
