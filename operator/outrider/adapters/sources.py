@@ -421,9 +421,11 @@ def _check_status(response: requests.Response, name: str, good: tuple[int, ...])
             "SourceNotFound", f"there is no file at {name} ({status}); correct the URL, or put the file there"
         )
     if status in {401, 403, 407}:
-        raise Stalling(
-            "SourceDenied", f"{name} is not open to the operator ({status}); allow it there, or name another URL"
-        )
+        if "Authorization" in response.request.headers:
+            problem = f"{name} refuses the credentials of the Secret ({status}); correct them, or what they may read"
+        else:
+            problem = f"{name} is not open to the operator ({status}); name a Secret in secretRef, or allow it there"
+        raise Stalling("SourceDenied", problem)
     if status >= 500 or status in {408, 425, 429}:
         message = f"{name} answered {status}; it will be tried again"
         raise Transient("SourceUnreachable", message, retry_after=retry_after(response.headers))

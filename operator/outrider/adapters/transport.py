@@ -374,7 +374,8 @@ def explain(error: BaseException) -> str:
     for cause in _causes(error):
         match cause:
             case ssl.SSLCertVerificationError():
-                return "its TLS certificate is not trusted: " + str(cause.verify_message or "verification failed")
+                why = str(cause.verify_message or "verification failed")
+                return f"its TLS certificate is not trusted: {why} (name its authority where the place is named)"
             case ssl.SSLError():
                 return "TLS could not be established (is it plain HTTP?)"
             case socket.gaierror() | urllib3.exceptions.NameResolutionError():

@@ -436,6 +436,8 @@ class StoredSignature(ApiModel):
 
     key_fingerprint: str
     """`sha256:` and the hex digest of the key's DER SubjectPublicKeyInfo."""
+    vouching: Annotated[list[str], Field(max_length=16, json_schema_extra=ATOMIC_LIST)] = []
+    """The fingerprints of all trusted keys that signed it: without those that are to be removed, one must be left."""
     format: str
     """Detached, SigstoreBundle, SigstoreAttestation, CosignClassic or OutriderStatement."""
     binds: bool = False

@@ -15,6 +15,7 @@ Invariants:
 - Half-made moves are always finished, whatever else holds the run.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -437,7 +438,9 @@ def complete(work: Work) -> None:
         work.say("Warning", "RunFailed", f"Run {run.id}: none of {run.nodes} nodes runs {run.version}, {failed} failed")
         return
     if not updated:
-        work.gate = "no node can be moved now: each is NotReady, or would not schedule the agent's pod"
+        reasons = Counter(result.reason for _, _, result in work.entries() if result.state == "Skipped")
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none is left"
+        work.gate = f"no node can be moved now: {counts}; its RolloutBatches say of each node why (kubectl get orb)"
         return
     finish_run(work, "PartiallySucceeded" if failed else "Succeeded")
     work.stable, work.stable_version = run.revision, run.version

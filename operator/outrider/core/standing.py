@@ -39,7 +39,8 @@ def find_version_hindrance(work: Work) -> Hindrance | None:
     if version.phase == "Deprecated" and not under_way and not is_return(work):
         return Hindrance(
             "VersionDeprecated",
-            f"{name} is Deprecated: no new run goes to it. Set spec.version to another, or its stage to Published",
+            f"{name} is Deprecated: no new run goes to it. Set spec.version to another, or its stage to "
+            "Published (or move its spec.expiresAt, if it has expired)",
             stalled=True,
         )
     return None

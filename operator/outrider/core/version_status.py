@@ -238,15 +238,20 @@ def _steps(seen: VersionSnapshot, standing: Standing) -> list[Finding]:
             standing.verified,
             total,
             "SignaturesVerified",
-            "stored bytes read back, hash and signature verified",
+            f"stored bytes read back, hash and signature verified{_by_whom(standing)}",
         ),
         *_tested(seen, standing),
     ]
 
 
+_NOT_STORED = frozenset({"BlobCorrupted", "DigestMismatch", "ManifestInvalid"})
+"""Refusals of a verification that say that what is stored is not what it should be."""
+
+
 def _of_step(standing: Standing, condition: str, step: str, done: int, total: int, reason: str, what: str) -> Finding:
     failure = standing.failure
-    if failure is not None and failure.step == step:
+    spoilt = failure is not None and step == "Store" and failure.condemns and failure.reason in _NOT_STORED
+    if failure is not None and (failure.step == step or spoilt):
         return Finding(condition, "False" if failure.stalled else "Unknown", failure.reason, _explain(failure))
     if done == total:
         return Finding(condition, "True", reason, f"{what}: {total} of {total} artifacts")
@@ -284,6 +289,16 @@ def _tested(seen: VersionSnapshot, standing: Standing) -> list[Finding]:
                 failure = standing.failure
                 return [Finding("Tested", "False" if failure.stalled else "Unknown", failure.reason, _explain(failure))]
             return [Finding("Tested", "Unknown", "Testing", trial.message)]
+
+
+def _by_whom(standing: Standing) -> str:
+    """Return by which keys all artifacts are vouched for, shortened; nothing if there is no such key."""
+    keys = [
+        set(stored.signature.vouching) if stored.signature is not None else set()
+        for stored in standing.artifacts.values()
+    ]
+    common = sorted(set.intersection(*keys)) if keys else []
+    return f" (by {', '.join(key[:19] + '…' for key in common)})" if common else ""
 
 
 def _is_verified(seen: VersionSnapshot, standing: Standing) -> bool:

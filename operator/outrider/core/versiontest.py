@@ -51,10 +51,14 @@ def _judge_verdict(seen: VersionSnapshot, content: str, instructions: str) -> Tr
     name = f"{seen.spec.component}-{seen.spec.version}"
     look = f" ({instructions})" if instructions else ""
     where = f"--namespace {seen.namespace} " if seen.namespace else ""
+    wrong = ""
+    if given:
+        about = f"content {of[:40]}" if of else "no content"
+        wrong = f"the verdict that is there ({given[:20]}) is for {about}, and this is {content}; "
     return Trial(
         content,
         "Waiting",
-        f"waiting for a person's verdict{look}: kubectl {where}annotate --overwrite componentversion {name} "
+        f"{wrong}waiting for a person's verdict{look}: kubectl {where}annotate --overwrite componentversion {name} "
         f"outrider.dev/test-verdict=pass:{content} (or fail:{content})",
     )
 

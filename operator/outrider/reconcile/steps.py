@@ -42,7 +42,8 @@ from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
 from outrider.trust.bundle import recognise
 from outrider.trust.detached import decode_signature
-from outrider.trust.evidence import Evidence
+from outrider.trust.evidence import MAX_PIECES, Evidence
+from outrider.trust.keys import TrustedKey
 from outrider.trust.verify import Verification, verify_artifact
 
 logger = logging.getLogger(__name__)
@@ -312,8 +313,8 @@ class VersionSteps:
         spec, stored, artifact = subject.spec, step.stored, step.artifact
         repository, digest = self._repository(subject), _digest_of(stored.reference)
         with self._places.registry() as registry:
-            if not step.thorough and (proof := self._judge_again(registry, repository, subject, step)) is not None:
-                return _proven(step, proof, stored.signature)
+            if not step.thorough and (again := self._judge_again(registry, repository, subject, step)) is not None:
+                return _proven(step, *again, stored.signature)
             found = ingest.read_back(registry, repository, digest, keys=self._trust.keys, cancelled=cancelled)
             if found is None:
                 # Somebody swept it up: the planner has it stored again.
@@ -328,11 +329,12 @@ class VersionSteps:
                 )
             if not step.first:
                 self._keep_index(registry, repository, subject)
-        return _proven(step, self._judge(subject, step, found), None)
+        proof = self._judge(subject, step, found)
+        return _proven(step, proof, self._vouching(subject, step, found, proof), None)
 
     def _judge_again(
         self, registry: OciRegistry, repository: str, subject: Subject, step: Verify
-    ) -> Verification | None:
+    ) -> tuple[Verification, list[str]] | None:
         """Return the proof that the present keys give without the bytes being read; None if there is none that way.
 
         None is no verdict: some signatures need more than the hash that is known. Then the bytes are read.
@@ -341,11 +343,29 @@ class VersionSteps:
         if found is None:
             return None
         try:
-            return self._judge(subject, step, found)
+            proof = self._judge(subject, step, found)
         except Stalling:
             return None
+        return proof, self._vouching(subject, step, found, proof)
 
-    def _judge(self, subject: Subject, step: Verify, found: ingest.StoredArtifact) -> Verification:
+    def _vouching(self, subject: Subject, step: Verify, found: ingest.StoredArtifact, proof: Verification) -> list[str]:
+        """Return the fingerprints of all keys that vouch for an artifact: whoever removes one wants to know."""
+        vouching = [proof.key_fingerprint]
+        while len(vouching) < MAX_PIECES:
+            others = [key for key in self._trust.keys if key.fingerprint not in vouching]
+            try:
+                vouching.append(self._judge(subject, step, found, others).key_fingerprint)
+            except Stalling:
+                break
+        return vouching
+
+    def _judge(
+        self,
+        subject: Subject,
+        step: Verify,
+        found: ingest.StoredArtifact,
+        keys: Sequence[TrustedKey] | None = None,
+    ) -> Verification:
         spec, artifact = subject.spec, step.artifact
         return verify_artifact(
             component=spec.component,
@@ -356,7 +376,7 @@ class VersionSteps:
             expected_sha256=artifact.sha256,
             actual_sha256=found.sha256,
             evidence=found.evidence,
-            keys=self._trust.keys,
+            keys=self._trust.keys if keys is None else keys,
             at=clock.now() if step.first else None,
             require_binding=self._settings.require_binding,
             trust_namespace=self._settings.namespace,
@@ -453,10 +473,11 @@ def _with(done: Done, stored: StoredArtifact) -> Done:
     return Done({**done.artifacts, stored.platform: stored}, done.reference, done.index, done.deleted)
 
 
-def _proven(step: Verify, proof: Verification, before: StoredSignature | None) -> StoredArtifact:
+def _proven(step: Verify, proof: Verification, vouching: list[str], before: StoredSignature | None) -> StoredArtifact:
     """Return the artifact with its proof. Only reading the bytes moves its time: `before` keeps an earlier one."""
     signature = StoredSignature(
         key_fingerprint=proof.key_fingerprint,
+        vouching=vouching,
         format=proof.format,
         binds=proof.binds,
         verified_at=before.verified_at if before is not None else clock.now(),

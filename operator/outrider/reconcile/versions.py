@@ -44,6 +44,7 @@ from outrider.core.version_snapshot import (
 )
 from outrider.core.version_status import conclude_unreadable
 from outrider.reconcile.catalogue import Catalogue
+from outrider.reconcile.inputs import RETRY
 from outrider.reconcile.steps import Subject, VersionSteps
 from outrider.reconcile.testjobs import TestJobs
 from outrider.reconcile.trust import TrustStore
@@ -51,6 +52,8 @@ from outrider.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_MENDED_ELSEWHERE = frozenset({"SourceDenied", "SourceNotFound", "SourceRefused", "RegistryDenied", "SecretUnusable"})
+"""Refusals that are mended in a place that tells us nothing."""
 _LOOK_AGAIN_SECONDS = 0.2
 """After so long the watch has told what another has written."""
 _LOOK_AGAIN_AT_SOURCE_SECONDS = 600.0
@@ -419,12 +422,15 @@ class VersionReconciler:
             delay = max(delay, error.retry_after)
         if stalled:
             delay = _LOOK_AGAIN_AT_SOURCE_SECONDS
+        message = error.message
+        if stalled and error.reason in _MENDED_ELSEWHERE and RETRY not in message:
+            message += f"; {RETRY}"
         memory.failed_with_trust = trust
         memory.failure = Failure(
             name,
             platform,
             error.reason,
-            bounded(error.message),
+            bounded(message),
             stalled,
             memory.attempts,
             clock.now() + timedelta(seconds=delay),

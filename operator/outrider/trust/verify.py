@@ -83,6 +83,11 @@ class _Artifact:
     sha256: str
     digests: Digests
 
+    @property
+    def name(self) -> str:
+        """Return what it is called in messages."""
+        return f"{self.component} for {self.platform}" if self.platform else self.component
+
 
 def verify_artifact(
     *,
@@ -177,7 +182,10 @@ def verify_artifact(
             failures.append((piece.format, _binding_required(component, piece.format, key)))
             continue
         return Verification(key.fingerprint, key.origin, piece.format, binds, (*steps, *said))
-    raise _most_telling(failures)
+    telling = _most_telling(failures)
+    stranger = _find_stranger(evidence, artifact, keys, covering) if telling.reason == "SignatureUntrusted" else None
+    # Whose signature it is changes no verdict, only what is said about it.
+    raise telling if stranger is None else _out_of_scope(artifact, namespace, stranger)
 
 
 def further_algorithms(evidence: Sequence[Evidence], keys: Sequence[TrustedKey]) -> frozenset[str]:
@@ -252,8 +260,22 @@ def _judge(piece: Evidence, artifact: _Artifact, keys: Sequence[TrustedKey]) -> 
         case _:
             assert_never(piece.format)
     if signer is None:
-        raise _untrusted(artifact.component, keys)
+        raise _untrusted(artifact, keys)
     return signer, (*led, f"{piece.format}: signature verified with {signer.fingerprint}", *said)
+
+
+def _find_stranger(
+    evidence: Sequence[Evidence], artifact: _Artifact, keys: Sequence[TrustedKey], covering: Sequence[TrustedKey]
+) -> TrustedKey | None:
+    """Return a trusted key that made a signature, but may not vouch for this component."""
+    known = {key.fingerprint for key in covering}
+    strangers = [key for key in keys if key.fingerprint not in known]
+    for piece in evidence:
+        try:
+            return _judge(piece, artifact, strangers)[0]
+        except Stalling:
+            continue
+    return None
 
 
 def _detached_signer(piece: Evidence, signed: Digests, keys: Sequence[TrustedKey]) -> TrustedKey | None:
@@ -373,13 +395,23 @@ def _mismatch(signer: TrustedKey, how: str) -> Stalling:
     )
 
 
-def _untrusted(component: str, keys: Sequence[TrustedKey]) -> Stalling:
+def _out_of_scope(artifact: _Artifact, namespace: str, signer: TrustedKey) -> Stalling:
+    return Stalling(
+        "SignatureUntrusted",
+        f"{artifact.name} was signed with {signer.fingerprint} ({signer.origin}), which may not vouch for it in "
+        f"namespace {namespace}; widen the annotations {ANNOTATION_KEY_COMPONENTS} and {ANNOTATION_KEY_NAMESPACES} of "
+        "its Secret, or sign the file again with a key that may",
+    )
+
+
+def _untrusted(artifact: _Artifact, keys: Sequence[TrustedKey]) -> Stalling:
     tried = ", ".join(f"{key.fingerprint} ({key.origin})" for key in keys[:_LISTED])
     more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
     return Stalling(
         "SignatureUntrusted",
-        f"the signature of {component} was not made over these bytes by any trusted key; tried {tried}{more}; sign the "
-        "file again with the private half of one of them, or have its key added to the trusted ones",
+        f"the signature of {artifact.name} was not made over these bytes by any trusted key; tried {tried}{more}; if "
+        "the file should not have changed since it was signed, find out why it did; else sign it again with the "
+        "private half of one of them, or have its key added to the trusted ones",
     )
 
 
