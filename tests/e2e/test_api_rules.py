@@ -1,6 +1,7 @@
 """What the API server itself accepts and refuses: CRD schemas, their rules, admission policies, permissions.
 
-Nothing here needs a running operator: these rules hold while it is down.
+Nothing here needs a running operator: these rules hold while it is down. And none may run, for the tests write what it
+would write: by name this file comes before those that start one.
 """
 
 import copy
@@ -584,7 +585,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
     ),
     "a test that sees the artifact at a relative path": (
         component_version(testing=by_a_job(mountPath="opt/artifact")),
-        "write an absolute path other than '/', without ':', such as /opt/artifact",
+        "write an absolute path other than '/', without ':', such as /opt/agent",
     ),
     "a test without an end": (
         component_version(testing=by_a_job(template={"spec": {"template": POD, "activeDeadlineSeconds": 0}})),

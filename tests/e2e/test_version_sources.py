@@ -1,6 +1,7 @@
 """Where versions come from, with what they are vouched for, and what nobody gets by naming it as a source."""
 
 import base64
+import itertools
 import os
 import random
 import re
@@ -365,16 +366,14 @@ def test_a_registry_that_is_killed_at_ten_random_moments_of_an_ingest_has_nothin
     # Half of them where requests begin, half of them anywhere in what is sent.
     moments = [("requests", chance.randrange(1, requests)) for _ in range(ROUNDS // 2)]
     moments += [("bytes", chance.randrange(size)) for _ in range(ROUNDS - ROUNDS // 2)]
-    for number, (unit, count) in enumerate(moments, start=1):
-        version = f"1.{number}.0"
-        killed = proxy.at(unit, count, story.local.stop_registry)
-        create(version)
-        while not killed_in_time(version, killed):
-            # Some need fewer requests than others: sooner, then, with the next.
-            count = count * 2 // 3
-            version = f"{version.rpartition('.')[0]}.{int(version.rpartition('.')[2]) + 1}"
-            killed = proxy.at(unit, count, story.local.stop_registry)
+    for number, (unit, most) in enumerate(moments, start=1):
+        for attempt in itertools.count():
+            # Some need fewer requests than others: then sooner, with the next.
+            version = f"1.{number}.{attempt}"
+            killed = proxy.at(unit, most * 2**attempt // 3**attempt, story.local.stop_registry)
             create(version)
+            if killed_in_time(version, killed):
+                break
         # The operator stands still while everything is looked at.
         story.operator.freeze()
         try:
