@@ -290,6 +290,16 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = classes
 
     @override
+    def close(self) -> None:
+        """Close idle connections now; the library leaves that to the garbage collector."""
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118 - it cannot be iterated over otherwise
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()
+        super().close()
+
+    @override
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         if self._guard is not None:
             self._guard.check_host(urllib.parse.urlsplit(request.url or "").hostname or "")
@@ -340,7 +350,7 @@ def _connect(
     # 1.
     try:
         found = resolve(host.strip("[]"), connection.port, connections)
-    except (socket.gaierror, UnicodeError, TimeoutError) as error:
+    except (socket.gaierror, UnicodeError) as error:
         reason = error if isinstance(error, socket.gaierror) else socket.gaierror(str(error))
         raise urllib3.exceptions.NameResolutionError(connection.host, connection, reason) from error
 
