@@ -317,7 +317,12 @@ def _watched(
         def connect(self: Any) -> None:
             with connections.opening() as hold:
                 self._hold = hold
-                base.connect(self)
+                try:
+                    base.connect(self)
+                except BaseException:
+                    self.close()  # where a proxy's tunnel fails, the library forgets that
+                    connections.check()  # TLS over what is shut down fails in ways of its own
+                    raise
             # The socket as it is used from now on: TLS has put another object around it.
             connections.add(self.sock)
 
@@ -332,7 +337,12 @@ def _watched(
             self._hold(made)
             return made
 
-        connection = type(base.__name__, (base,), {"connect": connect, "_new_conn": new_conn})
+        def tunnel(self: Any) -> None:
+            base._tunnel(self)  # noqa: SLF001 - meant to be overridden
+            connections.check()  # half a status line may have been taken for a whole one
+
+        methods = {"connect": connect, "_new_conn": new_conn, "_tunnel": tunnel}
+        connection = type(base.__name__, (base,), methods)
         return type(pool.__name__, (pool,), {"ConnectionCls": connection})
 
     return {scheme: watched(pool) for scheme, pool in pools.items()}
