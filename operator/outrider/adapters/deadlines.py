@@ -120,7 +120,7 @@ def _shut_down_of_another(one: _HasSocket) -> None:
 
 
 def resolve(host: str, port: int | None, connections: Connections) -> list[tuple[int, tuple[Any, ...]]]:
-    """Return the families and addresses of a name. Raises socket.gaierror, UnicodeError, TimeoutError, Aborted.
+    """Return the families and addresses of a name. Raises socket.gaierror, UnicodeError, Aborted.
 
     Nothing ends a getaddrinfo that hangs. It is left alone in a thread of its own: we go on without it. That thread
     stays for as long as the system's resolver lets it (resolv.conf: `timeout` x `attempts` x servers x search domains);
@@ -143,7 +143,7 @@ def resolve(host: str, port: int | None, connections: Connections) -> list[tuple
     while not done.wait(0.1):
         connections.check()
         if time.monotonic() > end:
-            raise TimeoutError("the name takes too long")
+            raise socket.gaierror(socket.EAI_AGAIN, "the name takes too long")
     if failure:
         raise failure[0]
     return answer[0]

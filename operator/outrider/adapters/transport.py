@@ -290,6 +290,16 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = classes
 
     @override
+    def close(self) -> None:
+        """Close idle connections now; the library leaves that to the garbage collector."""
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118 - it cannot be iterated over otherwise
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()
+        super().close()
+
+    @override
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         if self._guard is not None:
             self._guard.check_host(urllib.parse.urlsplit(request.url or "").hostname or "")
@@ -307,7 +317,12 @@ def _watched(
         def connect(self: Any) -> None:
             with connections.opening() as hold:
                 self._hold = hold
-                base.connect(self)
+                try:
+                    base.connect(self)
+                except BaseException:
+                    self.close()  # where a proxy's tunnel fails, the library forgets that
+                    connections.check()  # TLS over what is shut down fails in ways of its own
+                    raise
             # The socket as it is used from now on: TLS has put another object around it.
             connections.add(self.sock)
 
@@ -322,7 +337,12 @@ def _watched(
             self._hold(made)
             return made
 
-        connection = type(base.__name__, (base,), {"connect": connect, "_new_conn": new_conn})
+        def tunnel(self: Any) -> None:
+            base._tunnel(self)  # noqa: SLF001 - meant to be overridden
+            connections.check()  # half a status line may have been taken for a whole one
+
+        methods = {"connect": connect, "_new_conn": new_conn, "_tunnel": tunnel}
+        connection = type(base.__name__, (base,), methods)
         return type(pool.__name__, (pool,), {"ConnectionCls": connection})
 
     return {scheme: watched(pool) for scheme, pool in pools.items()}
@@ -340,7 +360,7 @@ def _connect(
     # 1.
     try:
         found = resolve(host.strip("[]"), connection.port, connections)
-    except (socket.gaierror, UnicodeError, TimeoutError) as error:
+    except (socket.gaierror, UnicodeError) as error:
         reason = error if isinstance(error, socket.gaierror) else socket.gaierror(str(error))
         raise urllib3.exceptions.NameResolutionError(connection.host, connection, reason) from error
 
