@@ -85,6 +85,26 @@ ROLLOUTS = Resource(GROUP, VERSION, "rollouts", "Rollout")
 ROLLOUT_BATCHES = Resource(GROUP, VERSION, "rolloutbatches", "RolloutBatch")
 
 
+def with_finalizer(body: Json, finalizer: str) -> list[Json]:
+    """Return the JSON patch that adds a finalizer to an object, if it is still as it was seen."""
+    add: Json = (
+        {"op": "add", "path": "/metadata/finalizers/-", "value": finalizer}
+        if body["metadata"].get("finalizers")
+        else {"op": "add", "path": "/metadata/finalizers", "value": [finalizer]}
+    )
+    return [_as_it_was_seen(body), add]
+
+
+def without_finalizer(body: Json, finalizer: str) -> list[Json]:
+    """Return the JSON patch that takes a finalizer from an object that has it, if it is still as it was seen."""
+    index = (body["metadata"].get("finalizers") or []).index(finalizer)
+    return [_as_it_was_seen(body), {"op": "remove", "path": f"/metadata/finalizers/{index}"}]
+
+
+def _as_it_was_seen(body: Json) -> Json:
+    return {"op": "test", "path": "/metadata/resourceVersion", "value": body["metadata"]["resourceVersion"]}
+
+
 class Access:
     """How to reach the API server: its URL, and an aiohttp session that authenticates by itself."""
 

@@ -11,7 +11,17 @@ from typing import Any
 from outrider.adapters import clock
 from outrider.adapters.events import EventRecorder
 from outrider.adapters.informer import Informer, Store
-from outrider.adapters.kube import DAEMON_SETS, NODES, ROLLOUT_BATCHES, ROLLOUTS, Cluster, Conflict, Json
+from outrider.adapters.kube import (
+    DAEMON_SETS,
+    NODES,
+    ROLLOUT_BATCHES,
+    ROLLOUTS,
+    Cluster,
+    Conflict,
+    Json,
+    with_finalizer,
+    without_finalizer,
+)
 from outrider.adapters.metrics import BETWEEN
 from outrider.adapters.metrics import NODES as NODES_METRIC
 from outrider.api import names
@@ -512,18 +522,11 @@ class RolloutReconciler:
 
     async def _keep_finalizer(self, seen: RolloutSnapshot) -> None:
         body = self._present(seen)
-        finalizers = body["metadata"].get("finalizers")
-        operation: Json = (
-            {"op": "add", "path": "/metadata/finalizers/-", "value": names.FINALIZER}
-            if finalizers
-            else {"op": "add", "path": "/metadata/finalizers", "value": [names.FINALIZER]}
-        )
-        await self._patch_rollout(body, operation)
+        await self._patch_rollout(body, with_finalizer(body, names.FINALIZER))
 
     async def _drop_finalizer(self, seen: RolloutSnapshot) -> None:
         body = self._present(seen)
-        index = (body["metadata"].get("finalizers") or []).index(names.FINALIZER)
-        await self._patch_rollout(body, {"op": "remove", "path": f"/metadata/finalizers/{index}"})
+        await self._patch_rollout(body, without_finalizer(body, names.FINALIZER))
 
     def _present(self, seen: RolloutSnapshot) -> Json:
         """Return the Rollout as it is after the writes of this pass."""
@@ -532,10 +535,9 @@ class RolloutReconciler:
             raise Conflict("NotAsSeen", f"Rollout {seen.name} is gone")
         return body
 
-    async def _patch_rollout(self, body: Json, operation: Json) -> None:
+    async def _patch_rollout(self, body: Json, operations: list[Json]) -> None:
         metadata = body["metadata"]
-        seen: Json = {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]}
-        answer = await self._cluster.patch_json(ROLLOUTS, metadata["namespace"], metadata["name"], [seen, operation])
+        answer = await self._cluster.patch_json(ROLLOUTS, metadata["namespace"], metadata["name"], operations)
         if answer is not None and answer["metadata"].get("finalizers"):
             self._caches.rollouts.put(answer)
 

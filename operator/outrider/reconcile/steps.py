@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -111,16 +111,16 @@ class VersionSteps:
                 return _with(done, await asyncio.to_thread(self._verify, subject, step, cancelled))
             case WriteIndex(artifacts):
                 index = await asyncio.to_thread(self._write_index, subject, artifacts, publish=False)
-                return Done(done.artifacts, done.reference, index, done.deleted)
+                return replace(done, index=index)
             case RunTest():
                 await self._run_test(subject, step)
                 return done
             case Publish(artifacts):
                 reference = await asyncio.to_thread(self._write_index, subject, artifacts, publish=True)
-                return Done(done.artifacts, reference, done.index, done.deleted)
+                return replace(done, reference=reference)
             case Delete(artifacts, reference):
                 await asyncio.to_thread(self._delete, subject, artifacts, reference)
-                return Done(done.artifacts, done.reference, done.index, deleted=True)
+                return replace(done, deleted=True)
 
     # -- what the cluster holds
 
@@ -437,15 +437,21 @@ class VersionSteps:
         """Return what other versions of the component have stored."""
         return [
             StoredArtifact.model_validate(stored)
-            for other in self._versions.values()
-            if (other["metadata"]["namespace"], other["spec"]["component"])
-            == (subject.namespace, subject.spec.component)
-            and other["metadata"]["uid"] != subject.uid
+            for other in _others(self._versions.values(), subject)
             for stored in (other.get("status") or {}).get("artifacts") or []
         ]
 
     def _repository(self, subject: Subject) -> str:
         return self._places.repository(subject.namespace, subject.spec.component)
+
+
+def _others(versions: Iterable[Json], subject: Subject) -> Iterator[Json]:
+    """Yield the other versions of the component: those that share its repository."""
+    for other in versions:
+        metadata, component = other["metadata"], other["spec"]["component"]
+        same_repository = (metadata["namespace"], component) == (subject.namespace, subject.spec.component)
+        if same_repository and metadata["uid"] != subject.uid:
+            yield other
 
 
 def digests_of_others(versions: Iterable[Json], subject: Subject) -> frozenset[str]:
@@ -455,13 +461,9 @@ def digests_of_others(versions: Iterable[Json], subject: Subject) -> frozenset[s
     Files count from the moment that a spec names them: they may be found here before a status says so.
     """
     needed: set[str] = set()
-    for other in versions:
-        metadata, spec, status = other["metadata"], other["spec"], other.get("status") or {}
-        if (metadata["namespace"], spec["component"]) != (subject.namespace, subject.spec.component):
-            continue
-        if metadata["uid"] == subject.uid:
-            continue
-        needed |= {f"sha256:{artifact['sha256']}" for artifact in spec["artifacts"]}
+    for other in _others(versions, subject):
+        status = other.get("status") or {}
+        needed |= {f"sha256:{artifact['sha256']}" for artifact in other["spec"]["artifacts"]}
         for stored in status.get("artifacts") or []:
             needed |= {stored["digest"], _digest_of(stored["reference"])}
         if status.get("reference"):
@@ -470,7 +472,7 @@ def digests_of_others(versions: Iterable[Json], subject: Subject) -> frozenset[s
 
 
 def _with(done: Done, stored: StoredArtifact) -> Done:
-    return Done({**done.artifacts, stored.platform: stored}, done.reference, done.index, done.deleted)
+    return replace(done, artifacts={**done.artifacts, stored.platform: stored})
 
 
 def _proven(step: Verify, proof: Verification, vouching: list[str], before: StoredSignature | None) -> StoredArtifact:

@@ -20,7 +20,15 @@ from pydantic import ValidationError
 from outrider.adapters import clock
 from outrider.adapters.events import EventRecorder
 from outrider.adapters.informer import Store as Cache
-from outrider.adapters.kube import COMPONENT_VERSIONS, NAMESPACES, Cluster, Conflict, Json
+from outrider.adapters.kube import (
+    COMPONENT_VERSIONS,
+    NAMESPACES,
+    Cluster,
+    Conflict,
+    Json,
+    with_finalizer,
+    without_finalizer,
+)
 from outrider.adapters.metrics import STEPS
 from outrider.api import names
 from outrider.api.componentversion import ComponentVersionSpec, ComponentVersionStatus, Usage
@@ -137,7 +145,7 @@ class VersionReconciler:
             return None
         seen = await self._gather(body, spec, memory)
         plan = plan_version(seen)
-        await self._execute(key, body, plan, memory)
+        await self._execute(key, body, spec, plan, memory)
         self._report(body, plan)
         return max(0.0, (plan.wake_at - seen.now).total_seconds()) if plan.wake_at else None
 
@@ -248,7 +256,9 @@ class VersionReconciler:
 
     # -- execute
 
-    async def _execute(self, key: str, body: Json, plan: VersionPlan, memory: _Memory) -> None:
+    async def _execute(
+        self, key: str, body: Json, spec: ComponentVersionSpec, plan: VersionPlan, memory: _Memory
+    ) -> None:
         metadata = body["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
         if plan.finalizer == "Keep":
@@ -261,9 +271,7 @@ class VersionReconciler:
         if plan.step is not None:
             step, platform = step_name(plan.step)
             memory.running = Running(step, platform, clock.now())
-            subject = Subject(
-                namespace, name, metadata["uid"], ComponentVersionSpec.model_validate(body["spec"]), plan.status
-            )
+            subject = Subject(namespace, name, metadata["uid"], spec, plan.status)
             memory.task = asyncio.create_task(self._run(key, memory, plan.step, subject))
 
     async def _refuse(self, body: Json, error: ValidationError) -> None:
@@ -321,24 +329,14 @@ class VersionReconciler:
         self._recorder.record(COMPONENT_VERSIONS, metadata["namespace"], metadata["name"], metadata["uid"], event)
 
     async def _keep_finalizer(self, body: Json) -> Json:
-        finalizers = body["metadata"].get("finalizers")
-        operation: Json = (
-            {"op": "add", "path": "/metadata/finalizers/-", "value": names.FINALIZER_VERSION}
-            if finalizers
-            else {"op": "add", "path": "/metadata/finalizers", "value": [names.FINALIZER_VERSION]}
-        )
-        return await self._patch(body, operation)
+        return await self._patch(body, with_finalizer(body, names.FINALIZER_VERSION))
 
     async def _drop_finalizer(self, body: Json) -> None:
-        index = (body["metadata"].get("finalizers") or []).index(names.FINALIZER_VERSION)
-        await self._patch(body, {"op": "remove", "path": f"/metadata/finalizers/{index}"})
+        await self._patch(body, without_finalizer(body, names.FINALIZER_VERSION))
 
-    async def _patch(self, body: Json, operation: Json) -> Json:
+    async def _patch(self, body: Json, operations: list[Json]) -> Json:
         metadata = body["metadata"]
-        seen: Json = {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]}
-        answer = await self._cluster.patch_json(
-            COMPONENT_VERSIONS, metadata["namespace"], metadata["name"], [seen, operation]
-        )
+        answer = await self._cluster.patch_json(COMPONENT_VERSIONS, metadata["namespace"], metadata["name"], operations)
         if answer is None:
             return body
         if answer["metadata"].get("finalizers") or not answer["metadata"].get("deletionTimestamp"):
