@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from outrider.adapters.events import EventRecorder
 from outrider.adapters.informer import Informer
 from outrider.adapters.kube import (
     COMPONENT_VERSIONS,
@@ -20,9 +19,8 @@ from outrider.adapters.kube import (
 from outrider.api import names
 from outrider.core.plan import CreateRevision, Plan, RequestVerification
 from outrider.core.snapshot import RolloutSnapshot
+from outrider.reconcile.gathering import Caches, Gatherer, Memory
 from outrider.reconcile.projections import project_batch, project_daemonset, project_node, project_pod
-from outrider.reconcile.rollouts import Caches, RolloutReconciler, _Memory
-from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
 from simulation.fleet import make_spec
 
@@ -48,11 +46,8 @@ def caches() -> Caches:
     )
 
 
-def reconciler(caches: Caches) -> RolloutReconciler:
-    cluster: Cluster = None  # type: ignore[assignment]
-    trust: TrustStore = None  # type: ignore[assignment]
-    recorder: EventRecorder = None  # type: ignore[assignment]
-    return RolloutReconciler(cluster, caches, trust, recorder, Settings(fresh_seconds=300.0))
+def gatherer(caches: Caches) -> Gatherer:
+    return Gatherer(caches, Settings(fresh_seconds=300.0))
 
 
 def metadata(name: str, **fields: Any) -> Json:
@@ -100,7 +95,7 @@ async def test_rules_come_from_the_daemonset_and_the_version_and_neighbours_from
     info = {"osImage": "Debian", "kernelVersion": "6.1.0-28-amd64", "kubeletVersion": "v1.31.2"}
     caches.nodes.put({"metadata": {"name": "n1", "uid": "u1", "resourceVersion": "1"}, "status": {"nodeInfo": info}})
     caches.nodes.put({"metadata": {"name": "n2", "uid": "u2", "resourceVersion": "1"}})
-    seen = reconciler(caches)._gather(ROLLOUT, _Memory())
+    seen = gatherer(caches).gather(ROLLOUT, Memory())
     assert {name: sorted(rules.platforms) for name, rules in seen.rules.items()} == {
         "r0": ["linux/amd64"],
         "r1": ["linux/amd64", "linux/arm64"],
@@ -118,15 +113,15 @@ async def test_rules_come_from_the_daemonset_and_the_version_and_neighbours_from
 
 
 async def test_changed_rules_are_read_again_and_a_revoked_stage_counts_at_once(caches: Caches) -> None:
-    ours = reconciler(caches)
+    ours = gatherer(caches)
     caches.daemonsets.put(daemonset("r2", "agent", "1.1.0"))
     found = version("agent-1.1.0")
     caches.versions.put(found)
-    assert ours._gather(ROLLOUT, _Memory()).rules["r2"].only_platforms
+    assert ours.gather(ROLLOUT, Memory()).rules["r2"].only_platforms
     newer = found["metadata"] | {"generation": 2, "resourceVersion": "2"}
     spec = found["spec"] | {"stage": "Revoked", "compatibility": {"osImage": ["Debian*"]}}
     caches.versions.put(found | {"metadata": newer, "spec": spec})
-    seen = ours._gather(ROLLOUT, _Memory())
+    seen = ours.gather(ROLLOUT, Memory())
     assert seen.rules["r2"].os_images == ("Debian*",)
     assert seen.versions["1.1.0"].phase == "Revoked"
 
@@ -138,26 +133,26 @@ def plan(seen: RolloutSnapshot, *actions: Any) -> Plan:
 async def test_a_verification_that_takes_longer_than_it_stays_fresh_counts_for_the_run_that_asked(
     caches: Caches,
 ) -> None:
-    ours, memory = reconciler(caches), _Memory()
-    seen = ours._gather(ROLLOUT, memory)
+    ours, memory = gatherer(caches), Memory()
+    seen = ours.gather(ROLLOUT, memory)
     assert seen.verify_after is not None
     assert timedelta(seconds=299) < seen.now - seen.verify_after < timedelta(seconds=301)
-    ours._remember_asking(seen, plan(seen, RequestVerification("agent-1.1.0")), memory)
+    ours.remember_asking(seen, plan(seen, RequestVerification("agent-1.1.0")), memory)
     long_ago = NOW - timedelta(hours=1)
     memory.asked = seen.wanted, long_ago
-    ours._remember_asking(seen, plan(seen, RequestVerification("agent-1.1.0")), memory)
-    assert ours._gather(ROLLOUT, memory).verify_after == long_ago
-    ours._remember_asking(seen, plan(seen, CreateRevision(seen.wanted)), memory)
-    assert ours._gather(ROLLOUT, memory).verify_after == long_ago, "the run has not started yet"
-    ours._remember_asking(seen, plan(seen), memory)
-    assert ours._gather(ROLLOUT, memory).verify_after != long_ago, "it has: the next asks anew"
+    ours.remember_asking(seen, plan(seen, RequestVerification("agent-1.1.0")), memory)
+    assert ours.gather(ROLLOUT, memory).verify_after == long_ago
+    ours.remember_asking(seen, plan(seen, CreateRevision(seen.wanted)), memory)
+    assert ours.gather(ROLLOUT, memory).verify_after == long_ago, "the run has not started yet"
+    ours.remember_asking(seen, plan(seen), memory)
+    assert ours.gather(ROLLOUT, memory).verify_after != long_ago, "it has: the next asks anew"
 
 
 async def test_another_wish_asks_anew(caches: Caches) -> None:
-    ours, memory = reconciler(caches), _Memory()
+    ours, memory = gatherer(caches), Memory()
     memory.asked = "another-revision", NOW - timedelta(hours=1)
-    seen = ours._gather(ROLLOUT, memory)
+    seen = ours.gather(ROLLOUT, memory)
     assert seen.verify_after is not None
     assert seen.now - seen.verify_after < timedelta(seconds=301)
-    ours._remember_asking(seen, plan(seen, RequestVerification("agent-1.1.0")), memory)
+    ours.remember_asking(seen, plan(seen, RequestVerification("agent-1.1.0")), memory)
     assert memory.asked == (seen.wanted, seen.now.replace(microsecond=0))

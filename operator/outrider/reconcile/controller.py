@@ -27,6 +27,7 @@ from outrider.api.rollout import RolloutBatchSpec, RolloutSpec, RolloutStatus
 from outrider.core.snapshot import Node
 from outrider.core.usage import find_needs, versions_in_use
 from outrider.reconcile.catalogue import Catalogue
+from outrider.reconcile.gathering import Caches
 from outrider.reconcile.projections import (
     AgentDaemonSet,
     AgentPod,
@@ -37,7 +38,7 @@ from outrider.reconcile.projections import (
     project_pod,
 )
 from outrider.reconcile.queue import WorkQueue
-from outrider.reconcile.rollouts import Caches, RolloutReconciler
+from outrider.reconcile.rollouts import RolloutReconciler
 from outrider.reconcile.testjobs import TestJobs
 from outrider.reconcile.trust import TrustStore
 from outrider.reconcile.versions import VersionReconciler
@@ -73,20 +74,18 @@ class Controller:
         self.versions: Informer[Json] = Informer(cluster, COMPONENT_VERSIONS, _as_it_is, self._version_changed)
         self.rollouts: Informer[Json] = Informer(cluster, ROLLOUTS, _as_it_is, self._rollout_changed)
         ours = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
-        self._caches = caches = Caches(
-            rollouts=self.rollouts,
-            versions=self.versions,
-            nodes=Informer(cluster, NODES, project_node, self._node_changed),
-            pods=Informer(
-                cluster,
-                PODS,
-                lambda obj, before: project_pod(obj, before, clock.now()),
-                self._pod_changed,
-                labelSelector=f"{names.LABEL_ROLLOUT},{ours}",
-            ),
-            daemonsets=Informer(cluster, DAEMON_SETS, project_daemonset, self._daemonset_changed, labelSelector=ours),
-            batches=Informer(cluster, ROLLOUT_BATCHES, project_batch, self._batch_changed, labelSelector=ours),
+        nodes: Informer[Node] = Informer(cluster, NODES, project_node, self._node_changed)
+        pods: Informer[AgentPod] = Informer(
+            cluster,
+            PODS,
+            lambda obj, before: project_pod(obj, before, clock.now()),
+            self._pod_changed,
+            labelSelector=f"{names.LABEL_ROLLOUT},{ours}",
         )
+        daemonsets = Informer(cluster, DAEMON_SETS, project_daemonset, self._daemonset_changed, labelSelector=ours)
+        batches = Informer(cluster, ROLLOUT_BATCHES, project_batch, self._batch_changed, labelSelector=ours)
+        self._informers = (nodes, pods, daemonsets, batches)
+        self._caches = caches = Caches(self.rollouts, self.versions, nodes, pods, daemonsets, batches)
         self.catalogue = Catalogue()
         self._usages: dict[tuple[str, str], tuple[float, dict[str, Usage]]] = {}
         self.jobs = TestJobs(cluster, self._job_changed)
@@ -116,7 +115,6 @@ class Controller:
             settings,
             self._version_reconciler.request_verification,
         )
-        self._informers = (caches.nodes, caches.pods, caches.daemonsets, caches.batches)
         self._synced = [informer.synced for informer in self._informers]
         self._synced += [self.trust.informer.synced, self.jobs.informer.synced]
         self._synced += [self.versions.synced, self.rollouts.synced]

@@ -1,0 +1,278 @@
+"""One look at a Rollout and its fleet, put together from what the caches hold. No I/O, no decisions."""
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from outrider.adapters import clock
+from outrider.adapters.informer import Store
+from outrider.adapters.kube import Json
+from outrider.api import names
+from outrider.api.componentversion import Compatibility, ComponentVersionStatus
+from outrider.api.rollout import RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
+from outrider.core import plan as actions
+from outrider.core.compatibility import VersionRules, read_rules
+from outrider.core.fleet import Claim, VersionFacts, find_hindrance, select_members
+from outrider.core.moves import leaving, target_of
+from outrider.core.plan import Plan
+from outrider.core.revision import hash_target, joiners_id, revision_of
+from outrider.core.snapshot import Batch, Neighbour, Node, Pod, RolloutSnapshot, VersionState
+from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
+from outrider.settings import Settings
+
+_RECORD_SECONDS = 3.0
+_RECORDS_PER_SECOND = 2.0
+"""Records that can be derived again from the cluster are written together, at most so often and at most so many: one of
+100 nodes costs the API server 20 ms."""
+
+TEMPLATE_SECONDS = 300.0
+"""After so long a template that was refused is tried again: what refused it may be somebody's webhook."""
+
+
+@dataclass
+class Memory:
+    """What is known of a Rollout beyond its objects; lost at a restart, and found out again then."""
+
+    pending_records: dict[str, RolloutBatchStatus] = field(default_factory=dict)
+    urgent_records: set[str] = field(default_factory=set)
+    records_written: float = float("-inf")
+    status_written: float = float("-inf")
+    template_problems: dict[str, tuple[str, float]] = field(default_factory=dict)
+    leaving_since: dict[str, datetime] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+    refused: int = 0
+    asked: tuple[str, datetime] | None = None
+    """The wanted revision whose version is being verified anew, and since when that is asked for."""
+    uid: str = ""
+
+    def records_due(self) -> float:
+        """Return when pending records are to be written."""
+        return self.records_written + max(_RECORD_SECONDS, len(self.pending_records) / _RECORDS_PER_SECOND)
+
+    def forget_record(self, name: str) -> None:
+        """Take note that a record is stored, or that there is none."""
+        self.pending_records.pop(name, None)
+        self.urgent_records.discard(name)
+
+
+@dataclass(frozen=True)
+class Caches:
+    """The kinds that a Rollout's snapshot is made from."""
+
+    rollouts: Store[Json]
+    versions: Store[Json]
+    nodes: Store[Node]
+    pods: Store[AgentPod]
+    daemonsets: Store[AgentDaemonSet]
+    batches: Store[StoredBatch]
+
+
+class Gatherer:
+    """Puts snapshots together. `observing_since` is when all caches were filled: None before."""
+
+    def __init__(self, caches: Caches, settings: Settings) -> None:
+        self._caches = caches
+        self._settings = settings
+        self._rules: dict[str, tuple[str, int, Compatibility | None]] = {}
+        self.observing_since: datetime | None = None
+
+    def gather(self, body: Json, memory: Memory) -> RolloutSnapshot:
+        """Return one look at a Rollout (as the API server has it) and its fleet."""
+        metadata = body["metadata"]
+        namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
+        spec = RolloutSpec.model_validate(body["spec"])
+        status = RolloutStatus.model_validate(body.get("status") or {})
+        key = names.assignment_key(namespace, spec.component)
+        wanted = revision_of(name, spec)
+
+        pods: dict[str, list[Pod]] = {}
+        for agent in self._caches.pods.values():
+            if agent.component == spec.component and agent.namespace == namespace:
+                pods.setdefault(agent.pod.node, []).append(agent.pod)
+        revisions: dict[str, str] = {}
+        rules: dict[str, VersionRules] = {}
+        joiners: list[str] = []
+        for daemonset in self._caches.daemonsets.values():
+            if (daemonset.namespace, daemonset.rollout, daemonset.deleting) == (namespace, name, False):
+                if daemonset.role == names.ROLE_JOINERS:
+                    joiners.append(joiners_id(daemonset.revision, daemonset.target))
+                else:
+                    revisions[daemonset.revision] = daemonset.version
+                    rules[daemonset.revision] = self._read_rules(spec.component, daemonset)
+        older = self._older_rollouts(body, spec.component)
+        all_nodes = list(self._caches.nodes.values())
+        members, foreign = select_members(all_nodes, spec.target, older)
+        batches = tuple(self._batches(namespace, uid, memory))
+        nodes = {
+            node.name: node
+            for node in all_nodes
+            if node.name in members or (node.name not in foreign and _is_ours(node, key, revisions))
+        }
+        return RolloutSnapshot(
+            now=clock.now(),
+            namespace=namespace,
+            name=name,
+            uid=uid,
+            generation=metadata["generation"],
+            deleting=bool(metadata.get("deletionTimestamp")),
+            has_finalizer=names.FINALIZER in (metadata.get("finalizers") or []),
+            spec=spec,
+            status=status,
+            assignment_key=key,
+            wanted=wanted,
+            hindrance=find_hindrance(
+                spec,
+                namespace,
+                self.version_facts(namespace, spec.component, spec.version),
+                self._published(namespace, spec.component),
+                len(members),
+                foreign,
+                self._template_problem(memory, wanted),
+            ),
+            started_by=_who_set_the_version(body),
+            observing_since=self.observing_since,
+            target_hash=hash_target(spec.target),
+            nodes=nodes,
+            members=members,
+            owned_by_others=foreign,
+            pods={node: tuple(found) for node, found in pods.items()},
+            batches=batches,
+            revisions=revisions,
+            rules=rules,
+            assigned=frozenset(target_of(node.labels[key]) for node in all_nodes if key in node.labels),
+            joiners=tuple(sorted(joiners)),
+            versions=self._version_states(namespace, spec, status, revisions),
+            neighbours=self._neighbours(namespace, {need for rule in rules.values() for need, _ in rule.requires}),
+            verify_after=self._verify_after(wanted, memory),
+        )
+
+    def _verify_after(self, wanted: str, memory: Memory) -> datetime:
+        """Return since when a verification counts as fresh: also one that took longer than it stays fresh."""
+        recent = clock.now() - timedelta(seconds=self._settings.fresh_seconds)
+        if memory.asked is None or memory.asked[0] != wanted:
+            return recent
+        return min(recent, memory.asked[1])
+
+    def remember_asking(self, seen: RolloutSnapshot, plan: Plan, memory: Memory) -> None:
+        """Keep in mind since when a verification is asked for, until its run has started."""
+        waits = any(isinstance(a, actions.RequestVerification | actions.CreateRevision) for a in plan.actions)
+        if not waits:
+            memory.asked = None
+        elif memory.asked is None or memory.asked[0] != seen.wanted:
+            # Status tells the time to the second: what is verified within this one counts.
+            memory.asked = seen.wanted, seen.now.replace(microsecond=0)
+
+    def _read_rules(self, component: str, daemonset: AgentDaemonSet) -> VersionRules:
+        """Return a revision's rules: its platforms stand on its DaemonSet, the others in its ComponentVersion."""
+        name = f"{component}-{daemonset.version}"
+        key = f"{daemonset.namespace}/{name}"
+        body = self._caches.versions.get(daemonset.namespace, name)
+        if body is None:
+            self._rules.pop(key, None)
+            return VersionRules(daemonset.platforms)
+        metadata = body["metadata"]
+        known = self._rules.get(key)
+        if known is None or known[:2] != (metadata["uid"], metadata["generation"]):
+            stated = body["spec"].get("compatibility")
+            compatibility = Compatibility.model_validate(stated) if stated else None
+            known = self._rules[key] = metadata["uid"], metadata["generation"], compatibility
+        return read_rules(daemonset.platforms, known[2])
+
+    def _version_states(
+        self, namespace: str, spec: RolloutSpec, status: RolloutStatus, revisions: Mapping[str, str]
+    ) -> dict[str, VersionState]:
+        named = {spec.version, *revisions.values()} | ({status.run.version} if status.run else set())
+        found = {version: self.version_facts(namespace, spec.component, version) for version in named}
+        return {version: facts.state for version, facts in found.items() if facts is not None}
+
+    def _neighbours(self, namespace: str, components: Iterable[str]) -> dict[str, Neighbour]:
+        """Return what the required components' assignments on nodes mean."""
+        versions: dict[str, dict[str, str]] = {component: {} for component in components}
+        for daemonset in self._caches.daemonsets.values() if versions else ():
+            if daemonset.namespace == namespace and daemonset.component in versions:
+                versions[daemonset.component][daemonset.revision] = daemonset.version
+        return {name: Neighbour(names.assignment_key(namespace, name), found) for name, found in versions.items()}
+
+    def _template_problem(self, memory: Memory, revision: str) -> str:
+        message, since = memory.template_problems.get(revision, ("", 0.0))
+        if message and asyncio.get_running_loop().time() - since >= TEMPLATE_SECONDS:
+            del memory.template_problems[revision]
+            return ""
+        return message
+
+    def _batches(self, namespace: str, uid: str, memory: Memory) -> Iterable[Batch]:
+        stored = [
+            batch for batch in self._caches.batches.values() if (batch.namespace, batch.rollout_uid) == (namespace, uid)
+        ]
+        stored.sort(key=lambda item: (item.batch.spec.run, item.batch.spec.batch, item.batch.spec.page))
+        for item in stored:
+            pending = memory.pending_records.get(item.batch.name)
+            yield item.with_status(pending).batch if pending is not None else item.batch
+
+    def _older_rollouts(self, body: Json, component: str) -> list[Claim]:
+        """Return the Rollouts of the same component that come before this one: theirs is what both want."""
+        metadata = body["metadata"]
+        return [
+            Claim(
+                other["metadata"]["name"],
+                other["metadata"]["uid"],
+                other["metadata"]["creationTimestamp"],
+                Target.model_validate(other["spec"]["target"]),
+            )
+            for other in self._caches.rollouts.values()
+            if other["metadata"]["namespace"] == metadata["namespace"]
+            and other["spec"]["component"] == component
+            and _seniority(other) < _seniority(body)
+        ]
+
+    def version_facts(self, namespace: str, component: str, version: str) -> VersionFacts | None:
+        """Return what a Rollout needs to know of a version, or None if there is no such ComponentVersion."""
+        body = self._caches.versions.get(namespace, f"{component}-{version}")
+        if body is None:
+            return None
+        return VersionFacts(
+            body["metadata"]["name"],
+            body["metadata"]["generation"],
+            ComponentVersionStatus.model_validate(body.get("status") or {}),
+            deleting=bool(body["metadata"].get("deletionTimestamp")),
+            revoked=body["spec"].get("stage") == "Revoked",
+        )
+
+    def _published(self, namespace: str, component: str) -> list[str]:
+        return [
+            body["spec"]["version"]
+            for body in self._caches.versions.values()
+            if body["metadata"]["namespace"] == namespace
+            and body["spec"]["component"] == component
+            and (body.get("status") or {}).get("phase") == "Published"
+        ]
+
+
+def _seniority(body: Json) -> tuple[str, bool, str]:
+    """Return what decides whose nodes are whose: the older one's. Of two from the same second, his who began first."""
+    begun = bool((body.get("status") or {}).get("run"))
+    return body["metadata"]["creationTimestamp"], not begun, body["metadata"]["uid"]
+
+
+def _is_ours(node: Node, key: str, revisions: Mapping[str, str]) -> bool:
+    """Tell whether a node outside the target carries an assignment of this Rollout."""
+    assignment = node.labels.get(key)
+    if assignment is None:
+        return False
+    return target_of(assignment) in revisions or assignment == leaving(names.ASSIGNMENT_NONE)
+
+
+def _who_set_the_version(body: Json) -> str:
+    """Return the field manager that set spec.version last: kubectl, argocd-controller and so on."""
+    best: tuple[str, str] = ("", "")
+    for entry in body["metadata"].get("managedFields") or []:
+        if entry.get("subresource"):
+            continue
+        fields = entry.get("fieldsV1") or {}
+        if isinstance(fields, str):
+            fields = json.loads(fields)
+        if "f:version" in (fields.get("f:spec") or {}):
+            best = max(best, (entry.get("time") or "", entry.get("manager") or ""))
+    return best[1]
