@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.api.rollout import Health
-from outrider.core.health import CANNOT_START, HEALTHY, Verdict, judge_pods
+from outrider.core.health import CANNOT_START, HEALTHY, Verdict, is_sound, judge_pods
 from outrider.core.snapshot import Pod
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -179,3 +179,11 @@ def test_every_verdict_that_is_not_healthy_has_a_reason_and_a_message(pods: list
         return
     assert verdict.reason
     assert verdict.message
+
+
+@given(pods=PODS)
+def test_what_is_sound_at_one_glance_has_nothing_against_it(pods: list[Pod]) -> None:
+    for one in pods:
+        verdict = judge_pods([one], "B", HEALTH, NOW)
+        if is_sound(one, "B", HEALTH):
+            assert verdict.state == "Healthy" or verdict.reason == "MinReady"

@@ -42,6 +42,20 @@ class Verdict:
 HEALTHY = Verdict("Healthy")
 
 
+def is_sound(pod: Pod, revision: str, health: Health) -> bool:
+    """Tell whether `judge_pods` would have nothing against a node with this one pod, but that it is Ready only now."""
+    return (
+        pod.ready_since is not None
+        and pod.revision == revision
+        and pod.role == ROLE_REVISION
+        and pod.live
+        and not pod.terminating
+        and not pod.trouble
+        and not pod.refusal
+        and pod.restarts <= health.max_restarts
+    )
+
+
 def judge_pods(pods: Sequence[Pod], revision: str, health: Health, now: datetime) -> Verdict:
     """Judge the agent of `revision` by the pods on its node; deadlines are the caller's.
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import BatchNode, NodeResult, RunStatus
 from outrider.core import batches as arithmetic
-from outrider.core.health import Verdict, judge_pods
+from outrider.core.health import Verdict, is_sound, judge_pods
 from outrider.core.moves import leaving
 from outrider.core.snapshot import Batch, Node
 from outrider.core.states import FAILED, ONGOING, RESULTS
@@ -17,27 +17,43 @@ def judge_nodes(work: Work) -> None:
     """What has become of every node that the present run touched?"""
     if work.run is None or work.run.state not in ONGOING:
         return
+    # A run that completed once is not judged by what happens to its nodes later.
+    closed = {"Skipped", "RolledBack", "Succeeded"} if work.run.revision == work.stable else {"Skipped", "RolledBack"}
     for batch in work.run_batches():
         results = work.results[batch.name]
+        if results.count(closed) == len(results):
+            continue
         for entry in batch.spec.nodes:
             before = results[entry.name]
+            if before.state == "Succeeded" and _is_still_well(work, entry):
+                continue
             after = _judge_node(work, batch, entry, before)
             if after.state != before.state and after.state in {"Failed", "Skipped"}:
                 work.urgent_batches.add(batch.name)
             results[entry.name] = after
 
 
+def _is_still_well(work: Work, entry: BatchNode) -> bool:
+    """Tell at one glance whether a healthy node has nothing against it: most of a fleet, in every pass."""
+    node = work.seen.nodes.get(entry.name)
+    if node is None or not node.ready or node.uid != entry.uid or work.assignment(node) != entry.to:
+        return False
+    pods = work.seen.pods.get(entry.name, ())
+    return len(pods) == 1 and is_sound(pods[0], entry.to, work.seen.spec.health)
+
+
 def tell_end_of_batch(work: Work, pages: Sequence[Batch]) -> None:
     """Add the event that says how a batch ended, all its pages together."""
     spec = pages[0].spec
-    states = [result.state for page in pages for result in work.results[page.name].values()]
-    failed = sum(state in FAILED for state in states)
+    results = [work.results[page.name] for page in pages]
+    failed = sum(page.count(FAILED) for page in results)
+    healthy, skipped = (sum(page.count({state}) for page in results) for state in ("Succeeded", "Skipped"))
     name = f"canary step {spec.step}" if spec.step else f"batch {spec.batch}"
     work.say(
         "Warning" if failed else "Normal",
         "BatchFinished",
-        f"Run {spec.run}, {name}: {states.count('Succeeded')} of {len(states)} nodes healthy, {failed} failed, "
-        f"{states.count('Skipped')} left out",
+        f"Run {spec.run}, {name}: {healthy} of {sum(map(len, results))} nodes healthy, {failed} failed, "
+        f"{skipped} left out",
     )
 
 
@@ -183,29 +199,30 @@ def with_state(work: Work, before: NodeResult, state: str, reason: str, message:
 def why_over_tolerance(work: Work, run: RunStatus) -> str:
     """Return why the run has failed, as a sentence; "" while it has not."""
     strategy = work.seen.spec.strategy
-    states: list[tuple[int, int, str]] = [
-        (batch.spec.batch, batch.spec.step, result.state) for batch, _, result in work.entries()
-    ]
-    failed = sum(state in FAILED for _, _, state in states)
+    failed = work.count(FAILED)
     if not failed:
         return ""
     examples = _examples(work)
     allowed = arithmetic.tolerated(strategy.failure_tolerance, run.nodes)
     if failed > allowed:
         return f"{failed} of {run.nodes} nodes failed, tolerated are {allowed} ({examples})"
-    for number in sorted({number for number, _, _ in states}):
-        moved = [(step, state) for n, step, state in states if n == number and state != "Skipped"]
-        step = moved[0][0] if moved else 0
-        bad = sum(state in FAILED for _, state in moved)
-        if step and strategy.canary and step <= len(strategy.canary.steps):
-            allowed = arithmetic.tolerated(strategy.canary.steps[step - 1].failure_tolerance, len(moved))
+    numbered: dict[int, list[Batch]] = {}
+    for batch in work.run_batches():
+        numbered.setdefault(batch.spec.batch, []).append(batch)
+    for number, pages in sorted(numbered.items()):
+        results = [work.results[page.name] for page in pages]
+        moved = sum(len(result) - result.count({"Skipped"}) for result in results)
+        bad = sum(result.count(FAILED) for result in results)
+        step = pages[0].spec.step
+        if bad and step and strategy.canary and step <= len(strategy.canary.steps):
+            allowed = arithmetic.tolerated(strategy.canary.steps[step - 1].failure_tolerance, moved)
             if bad > allowed:
-                return f"{bad} of {len(moved)} nodes of canary step {step} failed, tolerated are {allowed} ({examples})"
-        if bad == len(moved) >= 2:
+                return f"{bad} of {moved} nodes of canary step {step} failed, tolerated are {allowed} ({examples})"
+        if bad == moved >= 2:
             return f"all {bad} nodes of batch {number} failed ({examples})"
     return ""
 
 
 def _examples(work: Work) -> str:
-    found = [f"{entry.name}: {result.reason}" for _, entry, result in work.entries() if result.state in FAILED]
+    found = [f"{entry.name}: {result.reason}" for _, entry, result in work.entries(FAILED)]
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")

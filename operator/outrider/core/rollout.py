@@ -16,11 +16,11 @@ Invariants:
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from outrider.api.names import ASSIGNMENT_NONE
-from outrider.api.rollout import NodeResult, RolloutBatchStatus, RunState
+from outrider.api.rollout import RolloutBatchStatus, RunState
 from outrider.core import batches as arithmetic
 from outrider.core.judgement import judge_nodes, tell_end_of_batch, why_over_tolerance, with_state
 from outrider.core.moves import is_leaving, leaving, target_of
@@ -37,17 +37,17 @@ from outrider.core.plan import (
     WriteBatch,
 )
 from outrider.core.revision import joiners_id
-from outrider.core.rollout_status import build_status
+from outrider.core.rollout_status import Tally, build_status
 from outrider.core.runs import end_run, finish_run, start_run
 from outrider.core.selection import create_batch, next_size, remaining_nodes
-from outrider.core.snapshot import Node, RolloutSnapshot
+from outrider.core.snapshot import Batch, Node, RolloutSnapshot
 from outrider.core.standing import (
     find_verification_hindrance,
     find_version_hindrance,
     request_verification,
     tell_blocked_returns,
 )
-from outrider.core.states import COMPLETED, FAILED, IN_FLIGHT, ONGOING, RESULTS
+from outrider.core.states import COMPLETED, FAILED, IN_FLIGHT, ONGOING, UNDECIDED
 from outrider.core.work import (
     Work,
     bad_revisions,
@@ -75,13 +75,6 @@ def plan_rollout(seen: RolloutSnapshot) -> Plan:
         stable_version=revisions.stable_version if revisions else None,
         history=list(seen.status.history),
     )
-    for batch in seen.batches:
-        known = {result.name: result for result in batch.status.nodes}
-        work.results[batch.name] = {
-            entry.name: known.get(entry.name, NodeResult(name=entry.name, state="Pending"))
-            for entry in batch.spec.nodes
-        }
-        work.finished[batch.name] = batch.status.finished_at
     work.hindrance = seen.hindrance or find_version_hindrance(work)
     for policy in POLICIES:
         policy(work)
@@ -150,9 +143,9 @@ def decide_failure(work: Work) -> None:
 
 def _turn_back(work: Work) -> None:
     """Let nodes that are half-way to what is Revoked go back to where they came from."""
-    for batch, entry, result in list(work.entries()):
+    for batch, entry, result in list(work.entries({"Stopping"})):
         node = same_node(work, entry)
-        if node is None or result.state != "Stopping" or work.assignment(node) != leaving(entry.to):
+        if node is None or work.assignment(node) != leaving(entry.to):
             continue
         if not is_barred(work, entry.back):
             why = f"{work.seen.spec.component}-{batch.spec.version} was Revoked while the node was on its way to it"
@@ -203,9 +196,10 @@ def welcome_joiners(work: Work) -> None:
         # between the two writes.
         work.prerequisites.append(CreateJoiners(stable))
         return
-    in_batches = {entry.name: entry.uid for _, entry, result in work.entries() if result.state not in RESULTS}
-    for node in work.members():
-        if work.assignment(node) is not None or in_batches.get(node.name) == node.uid:
+    joining = list(work.members_at(None))
+    in_batches = {entry.name: entry.uid for _, entry, _ in work.entries(UNDECIDED)} if joining else {}
+    for node in joining:
+        if in_batches.get(node.name) == node.uid:
             continue
         if check_fit(work, node, stable).verdict == "Yes":
             move(work, node, stable)
@@ -242,8 +236,8 @@ def send_failed_nodes_back(work: Work) -> None:
     """Which nodes failed within the tolerance? Each goes back at once to where it was good."""
     if not work.is_active:
         return
-    for batch, entry, result in list(work.entries()):
-        if result.state != "Failed" or result.reason in {"NodeGone", "ReturnFailed"} or entry.back == entry.to:
+    for batch, entry, result in list(work.entries({"Failed"})):
+        if result.reason in {"NodeGone", "ReturnFailed"} or entry.back == entry.to:
             continue
         node = same_node(work, entry)
         if node is None or work.assignment(node) == entry.back:
@@ -261,7 +255,7 @@ def close_batches(work: Work) -> None:
         return
     ended: set[int] = set()
     for batch in work.run_batches():
-        done = all(result.state in RESULTS for result in work.results[batch.name].values())
+        done = work.results[batch.name].are_complete
         if done and work.finished[batch.name] is None:
             work.finished[batch.name] = work.seen.now
             work.urgent_batches.add(batch.name)
@@ -279,7 +273,7 @@ def move_open_batches(work: Work) -> None:
     if not work.is_active or work.run is None:
         return
     limit = arithmetic.in_flight_limit(work.seen.spec, max(work.run.nodes, 1))
-    entries = [(batch, entry, result, same_node(work, entry)) for batch, entry, result in work.entries()]
+    entries = [(batch, entry, result, same_node(work, entry)) for batch, entry, result in work.entries(UNDECIDED)]
 
     def is_between(node: Node | None) -> bool:
         return node is not None and is_leaving(work.assignment(node))
@@ -329,7 +323,7 @@ def wait_for_the_batch(work: Work) -> None:
         return
     number = stored[-1].spec.batch
     last = [batch for batch in stored if batch.spec.batch == number]
-    if not any(work.results[batch.name][e.name].state != "Skipped" for batch in last for e in batch.spec.nodes):
+    if all(work.results[batch.name].count({"Skipped"}) == len(batch.spec.nodes) for batch in last):
         return
     step = last[0].spec.step
     spec = work.seen.spec.strategy
@@ -358,7 +352,7 @@ def start_next_batch(work: Work) -> None:
     candidates = remaining_nodes(work)
     movable = [node for node in candidates if why_skip(work, node) is None]
     if not movable:
-        recorded = {entry.name for _, entry, result in work.entries() if result.state == "Skipped"}
+        recorded = {entry.name for _, entry, _ in work.entries({"Skipped"})}
         blocked = [node for node in candidates if node.name not in recorded]
         if blocked and run.state == "Running":
             create_batch(work, blocked, step=0, to=lambda _: run.revision)
@@ -418,27 +412,26 @@ def complete(work: Work) -> None:
     run = work.run
     if run is None or run.state != "Running" or work.new_batches or work.prerequisites or work.obstacle:
         return
-    states = [result.state for _, _, result in work.entries()]
-    failed = sum(state in FAILED for state in states)
+    total, failed = work.count(), work.count(FAILED)
     if run.kind == "Rollback":
         result: RunState = "Succeeded"
         if failed:
-            result = "PartiallySucceeded" if failed < len(states) else "Failed"
+            result = "PartiallySucceeded" if failed < total else "Failed"
         finish_run(work, result)
         work.say(
             "Warning",
             "RolledBack",
-            f"Run {run.id} took back {len(states) - failed} of {len(states)} nodes from {run.version}; the Rollout "
+            f"Run {run.id} took back {total - failed} of {total} nodes from {run.version}; the Rollout "
             "holds until spec.version or spec.template changes",
         )
         return
-    updated = sum(work.assignment(node) == run.revision for node in work.members())
+    updated = work.count_members_at(run.revision)
     if not updated and failed:
         finish_run(work, "Failed")
         work.say("Warning", "RunFailed", f"Run {run.id}: none of {run.nodes} nodes runs {run.version}, {failed} failed")
         return
     if not updated:
-        reasons = Counter(result.reason for _, _, result in work.entries() if result.state == "Skipped")
+        reasons = Counter(result.reason for _, _, result in work.entries({"Skipped"}))
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none is left"
         work.gate = f"no node can be moved now: {counts}; its RolloutBatches say of each node why (kubectl get orb)"
         return
@@ -461,8 +454,7 @@ def forget(work: Work) -> None:
         if batch.spec.run not in kept:
             work.clean_up.append(DeleteBatch(batch.name))
             continue
-        for entry in batch.spec.nodes:
-            needed |= {entry.origin, entry.to, entry.back}
+        needed |= batch.revisions
     needed |= seen.assigned
     needed |= {target_of(entry) for entry in needed if entry is not None}
     work.clean_up.extend(DeleteRevision(revision) for revision in sorted(seen.revisions) if revision not in needed)
@@ -491,23 +483,35 @@ POLICIES: tuple[Policy, ...] = (
 def finish_half_made_moves(work: Work) -> None:
     """Which nodes are between two revisions? Each is brought to where its record says, as soon as its pods ended."""
     moved = {move.node for move in work.moves}
-    goals: dict[tuple[str, str], str] = {}
-    run = work.run
-    if run is not None:
-        if run.kind == "Rollback":
-            for batch in work.run_batches(run.of_run):
-                goals |= {(entry.name, entry.uid): entry.back for entry in batch.spec.nodes}
-        for _, entry, result in work.entries():
-            if result.state not in {"Skipped", "RolledBack"}:
-                goals[entry.name, entry.uid] = entry.back if result.state in FAILED else entry.to
-    for node in work.seen.nodes.values():
-        assignment = work.assignment(node)
-        if assignment is None or not is_leaving(assignment) or node.name in moved:
-            continue
-        goal = goals.get((node.name, node.uid), target_of(assignment))
+    between = {node.name: node for node in work.nodes_between if node.name not in moved}
+    goals = _find_goals(work, between) if between else {}
+    for node in between.values():
+        begun = target_of(work.assignment(node) or "")
+        goal = goals.get((node.name, node.uid), begun)
         if goal != ASSIGNMENT_NONE and goal not in work.seen.revisions:
             goal = work.stable or ASSIGNMENT_NONE
-        move(work, node, _instead(work, goal, target_of(assignment)))
+        move(work, node, _instead(work, goal, begun))
+
+
+def _find_goals(work: Work, between: Mapping[str, Node]) -> dict[tuple[str, str], str]:
+    """Return where the records of the present run, and of the one that it takes back, want some nodes to be."""
+    goals: dict[tuple[str, str], str] = {}
+    run = work.run
+    if run is None:
+        return goals
+    if run.kind == "Rollback":
+        for batch in work.run_batches(run.of_run):
+            for entry in batch.spec.nodes:
+                if entry.name in between:
+                    goals[entry.name, entry.uid] = entry.back
+    for batch in work.run_batches():
+        if between.keys().isdisjoint(batch.results):
+            continue
+        results = work.results[batch.name]
+        for entry in batch.spec.nodes:
+            if entry.name in between and (state := results[entry.name].state) not in {"Skipped", "RolledBack"}:
+                goals[entry.name, entry.uid] = entry.back if state in FAILED else entry.to
+    return goals
 
 
 def _instead(work: Work, goal: str, begun: str) -> str:
@@ -517,38 +521,65 @@ def _instead(work: Work, goal: str, begun: str) -> str:
     return begun if begun in work.seen.revisions else ASSIGNMENT_NONE
 
 
+def _is_told(work: Work, batch: Batch) -> bool:
+    """Tell whether the stored record of a batch says all that there is to say."""
+    if batch.spec.run == (work.run.id if work.run else 0) and not batch.is_recorded:
+        return False
+    changed = batch.name in work.results and work.results[batch.name].changed
+    return not changed and work.finished[batch.name] == batch.status.finished_at
+
+
+def _count(work: Work) -> Tally:
+    """Count what the status tells."""
+    states = Counter[str]()
+    for batch in work.run_batches():
+        states.update(work.results[batch.name].counts)
+    # The batches of this very pass count already: `run.batches` does too.
+    new = {entry.name for action in work.new_batches for entry in action.spec.nodes}
+    states["Pending"] += len(new)
+    untouched = 0
+    if work.run is not None and work.run.kind == "Rollout":
+        untouched = sum(
+            node.name not in work.touched and node.name not in new
+            for assignment in work.by_assignment
+            if assignment != work.run.revision
+            for node in work.members_at(assignment)
+        )
+    return Tally(
+        states=states,
+        updated=work.count_members_at(work.seen.wanted),
+        untouched=untouched,
+        failed=[(entry, result) for _, entry, result in work.entries(FAILED)],
+        stopping=[(entry, result) for _, entry, result in work.entries({"Stopping"})],
+    )
+
+
 def _assemble(work: Work) -> Plan:
     seen = work.seen
     records: list[Action] = []
     for batch in seen.batches:
-        results = [work.results[batch.name][entry.name] for entry in batch.spec.nodes]
-        states = [result.state for result in results]
+        if _is_told(work, batch):
+            continue
+        results = work.results[batch.name]
         finished = work.finished[batch.name]
         record = RolloutBatchStatus(
             state="Finished" if finished else "Running",
             finished_at=finished,
-            succeeded=sum(state == "Succeeded" for state in states),
-            failed=sum(state in FAILED for state in states),
-            skipped=sum(state == "Skipped" for state in states),
-            pending=sum(state not in RESULTS and state not in FAILED for state in states),
-            nodes=results,
+            succeeded=results.count({"Succeeded"}),
+            failed=results.count(FAILED),
+            skipped=results.count({"Skipped"}),
+            pending=results.count(UNDECIDED - FAILED),
+            nodes=list(results.values()),
         )
         if record != batch.status:
             records.append(WriteBatch(batch.name, record, urgent=batch.name in work.urgent_batches))
-    results_now = [(entry, result) for _, entry, result in work.entries()]
-    # The batches of this very pass count already: `run.batches` does too.
-    results_now += [
-        (entry, NodeResult(name=entry.name, state="Pending"))
-        for action in work.new_batches
-        for entry in action.spec.nodes
-    ]
     status = build_status(
         seen,
         run=work.run,
         stable=work.stable,
         stable_version=work.stable_version,
         history=work.history,
-        results=results_now,
+        tally=_count(work),
         gate=work.gate,
         hindrance=work.hindrance,
         obstacle=work.obstacle,

@@ -1,6 +1,7 @@
 """What a Rollout's status says: the one place that computes `Ready`, the phase, the counts and the messages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from outrider.api.rollout import (
     BatchNode,
@@ -28,6 +29,25 @@ CONDITION_TYPES = frozenset({"Ready", "Reconciling", "Stalled", "Progressing", "
 Entry = tuple[BatchNode, NodeResult]
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What is counted of a fleet and of the present run.
+
+    `states` are the run's nodes by the state of their result, `failed` and `stopping` those of them. `updated` members
+    of the fleet run what the spec wants; `untouched` are still to be moved, and in no batch yet.
+    """
+
+    states: Mapping[str, int]
+    updated: int
+    untouched: int
+    failed: Sequence[Entry]
+    stopping: Sequence[Entry]
+
+    def count(self, states: Iterable[str]) -> int:
+        """Return how many of the run's nodes are in one of some states."""
+        return sum(self.states.get(state, 0) for state in states)
+
+
 def build_status(
     seen: RolloutSnapshot,
     *,
@@ -35,7 +55,7 @@ def build_status(
     stable: str | None,
     stable_version: str | None,
     history: Sequence[RunRecord],
-    results: Sequence[Entry],
+    tally: Tally,
     gate: str,
     hindrance: Hindrance | None,
     obstacle: Hindrance | None,
@@ -45,10 +65,9 @@ def build_status(
     `gate` says what the next batch waits for, `hindrance` why nothing new may start, `obstacle` why nodes of a failed
     run cannot return; if anything.
     """
-    updated = sum(seen.nodes[name].labels.get(seen.assignment_key) == seen.wanted for name in seen.members)
     if run is not None:
-        run = _count(seen, run, results, updated, gate)
-    phase, findings = _judge(seen, run, updated, gate, history, results, hindrance=hindrance, obstacle=obstacle)
+        run = _count(seen, run, tally, gate)
+    phase, findings = _judge(seen, run, gate, history, tally, hindrance=hindrance, obstacle=obstacle)
     return RolloutStatus(
         observed_generation=seen.generation,
         phase=phase,
@@ -57,38 +76,28 @@ def build_status(
         revisions=Revisions(stable=stable, stable_version=stable_version, current=seen.wanted),
         failures=[
             NodeFailure(node=entry.name, reason=result.reason, message=result.message)
-            for entry, result in results
-            if result.state in FAILED
-        ][:_MAX_FAILURES],
+            for entry, result in tally.failed[:_MAX_FAILURES]
+        ],
         history=list(history),
         conditions=merge_conditions(seen.status.conditions, findings, seen.generation, seen.now),
     )
 
 
-def _count(seen: RolloutSnapshot, run: RunStatus, results: Sequence[Entry], updated: int, gate: str) -> RunStatus:
-    states = [result.state for _, result in results]
-    touched = {entry.name for entry, _ in results}
-    moving = sum(state in {"Pending", "Stopping", "Downloading", "Starting"} for state in states)
-    untouched = 0
-    if run.kind == "Rollout":
-        untouched = sum(
-            name not in touched and seen.nodes[name].labels.get(seen.assignment_key) != run.revision
-            for name in seen.members
-        )
-    failed = sum(state in FAILED for state in states)
+def _count(seen: RolloutSnapshot, run: RunStatus, tally: Tally, gate: str) -> RunStatus:
+    moving = tally.count({"Pending", "Stopping", "Downloading", "Starting"})
     expected = max(run.batches, 1) if run.state == "Running" else run.batches
     if run.kind == "Rollout" and run.state == "Running":
         direct = run.revision == run.from_revision
-        expected = run.batches + _batches_left(seen, run, untouched, direct=direct)
+        expected = run.batches + _batches_left(seen, run, tally.untouched, direct=direct)
     return run.model_copy(
         update={
             "batch": f"{run.batches}/{expected}",
-            "updated": updated,
-            "outdated": len(seen.members) - updated,
-            "healthy": sum(state == "Succeeded" for state in states),
-            "failed": failed,
-            "pending": moving + untouched if run.state in {"Running", "Paused"} else 0,
-            "skipped": sum(state == "Skipped" for state in states),
+            "updated": tally.updated,
+            "outdated": len(seen.members) - tally.updated,
+            "healthy": tally.count({"Succeeded"}),
+            "failed": tally.count(FAILED),
+            "pending": moving + tally.untouched if run.state in {"Running", "Paused"} else 0,
+            "skipped": tally.count({"Skipped"}),
             "message": gate if run.state == "Running" and gate else run.message,
         }
     )
@@ -115,17 +124,16 @@ def _count_nodes(count: int) -> str:
 def _judge(
     seen: RolloutSnapshot,
     run: RunStatus | None,
-    updated: int,
     gate: str,
     history: Sequence[RunRecord],
-    results: Sequence[Entry],
+    tally: Tally,
     *,
     hindrance: Hindrance | None,
     obstacle: Hindrance | None,
 ) -> tuple[str, list[Finding]]:
     """Return the phase and the conditions: Ready always, the others while they have something to say."""
     total = len(seen.members)
-    progress = f"{updated} of {total} nodes run {seen.spec.version}"
+    progress = f"{tally.updated} of {total} nodes run {seen.spec.version}"
     if seen.owned_by_others:
         owners = ", ".join(sorted(set(seen.owned_by_others.values())))
         progress += (
@@ -194,7 +202,7 @@ def _judge(
     else:
         message = progress + _tell_exceptions(seen, run)
         phase = conclude("Completed", True, "RunCompleted", message, stalled=False, busy=False)
-    findings += _degradations(seen, run, results)
+    findings += _degradations(seen, run, tally)
     return phase, findings
 
 
@@ -214,23 +222,21 @@ def _tell_exceptions(seen: RolloutSnapshot, run: RunStatus) -> str:
     return note
 
 
-def _degradations(seen: RolloutSnapshot, run: RunStatus | None, results: Sequence[Entry]) -> list[Finding]:
+def _degradations(seen: RolloutSnapshot, run: RunStatus | None, tally: Tally) -> list[Finding]:
     reasons: list[tuple[str, str]] = []
     if revoked := _count_revoked(seen):
         told = ", ".join(f"{_count_nodes(count)} still on {version}" for version, count in sorted(revoked.items()))
         reasons.append(("RevokedVersionRuns", f"Revoked: {told}. Set spec.version to a published one to move them"))
     if run is not None and run.failed:
         message = f"{run.failed} of {run.nodes} nodes failed in run {run.id}"
-        stay = sum(result.state == "Failed" and seen.phase_of(entry.back) in BARRED for entry, result in results)
+        stay = sum(result.state == "Failed" and seen.phase_of(entry.back) in BARRED for entry, result in tally.failed)
         if stay:
             message += f"; {stay} of them stay, because what they ran before is Withdrawn or Revoked"
         reasons.append(("NodesFailed", message))
     waiting = [
         entry.name
-        for entry, result in results
-        if result.state == "Stopping"
-        and result.started_at is not None
-        and (seen.now - result.started_at).total_seconds() >= STUCK_SECONDS
+        for entry, result in tally.stopping
+        if result.started_at is not None and (seen.now - result.started_at).total_seconds() >= STUCK_SECONDS
     ]
     if waiting:
         names = ", ".join(waiting[:3]) + (f" and {len(waiting) - 3} more" if len(waiting) > 3 else "")

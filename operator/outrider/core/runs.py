@@ -40,7 +40,7 @@ def end_run(work: Work, result: RunState, message: str) -> None:
     assert run is not None  # noqa: S101 - callers have a run
     for batch in work.run_batches():
         results = work.results[batch.name]
-        for name, before in results.items():
+        for name, before in () if results.are_complete else list(results.items()):
             if before.state == "Returning":
                 results[name] = before.model_copy(update={"state": "Failed"})
             elif before.state not in RESULTS:
@@ -51,7 +51,6 @@ def end_run(work: Work, result: RunState, message: str) -> None:
         if work.finished[batch.name] is None:
             work.finished[batch.name] = work.seen.now
             work.urgent_batches.add(batch.name)
-    states = [result.state for _, _, result in work.entries()]
     work.history.insert(
         0,
         RunRecord(
@@ -63,9 +62,9 @@ def end_run(work: Work, result: RunState, message: str) -> None:
             started_at=run.started_at,
             finished_at=run.finished_at or work.seen.now,
             nodes=run.nodes,
-            healthy=sum(state == "Succeeded" for state in states),
-            failed=sum(state in FAILED for state in states),
-            skipped=sum(state == "Skipped" for state in states),
+            healthy=work.count({"Succeeded"}),
+            failed=work.count(FAILED),
+            skipped=work.count({"Skipped"}),
             message=message[:512],
         ),
     )

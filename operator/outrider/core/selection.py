@@ -17,16 +17,21 @@ def remaining_nodes(work: Work) -> list[Node]:
     run = work.run
     if run is None:
         return []
-    done = {
-        (entry.name, entry.uid)
-        for _, entry, result in work.entries()
-        if not (result.state == "Skipped" and result.reason in COMES_BACK)
+    candidates = [
+        node
+        for assignment in work.by_assignment
+        if assignment != run.revision and not is_leaving(assignment)
+        for node in work.members_at(assignment)
+    ]
+    recorded = {
+        (entry.name, entry.uid): result.state == "Skipped" and result.reason in COMES_BACK
+        for _, entry, result in (work.entries() if not work.touched.isdisjoint(n.name for n in candidates) else ())
     }
-    away = {(entry.name, entry.uid) for _, entry, result in work.entries()} - done
     remaining = []
-    for node in work.members():
+    for node in candidates:
         assignment = work.assignment(node)
-        if (node.name, node.uid) in done or is_leaving(assignment) or assignment == run.revision:
+        away = recorded.get((node.name, node.uid))
+        if away is False:
             continue
         if (
             assignment is None
@@ -36,7 +41,7 @@ def remaining_nodes(work: Work) -> list[Node]:
             and check_fit(work, node, work.stable).verdict == "Yes"
         ):
             continue  # a joiner: it is welcomed first
-        if (node.name, node.uid) in away and why_skip(work, node) is not None:
+        if away and why_skip(work, node) is not None:
             continue  # recorded already, and still away
         remaining.append(node)
     return remaining
@@ -50,7 +55,9 @@ def next_size(work: Work, run: RunStatus) -> tuple[int, int]:
     if not is_direct(run):
         # A step whose nodes were all skipped proved nothing: it is taken again with others.
         steps = {
-            batch.spec.step for batch, _, result in work.entries() if batch.spec.step and result.state != "Skipped"
+            batch.spec.step
+            for batch in work.run_batches()
+            if batch.spec.step and work.results[batch.name].count({"Skipped"}) < len(batch.spec.nodes)
         }
         step = max(steps, default=0) + 1
         if step <= arithmetic.canary_steps(spec):

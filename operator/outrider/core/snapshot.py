@@ -1,12 +1,14 @@
 """Everything that a decision about a rollout may see. Values only: the same snapshot always gives the same plan."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 from outrider.api.componentversion import Phase
 from outrider.api.names import ROLE_REVISION
-from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus
+from outrider.api.rollout import NodeResult, RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus
 from outrider.core.compatibility import VersionRules
 
 
@@ -65,13 +67,41 @@ class Pod:
     fetching: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
-    """A RolloutBatch object: its frozen membership and what became of each node."""
+    """A RolloutBatch object: its frozen membership and what became of each node.
+
+    What follows from these is worked out once for each object: a pass over a large fleet meets hundreds of records, of
+    which most have not changed since the last.
+    """
 
     name: str
     spec: RolloutBatchSpec
     status: RolloutBatchStatus
+
+    @cached_property
+    def results(self) -> Mapping[str, NodeResult]:
+        """The result of each node, in the order in which they are moved; Pending while nothing is recorded of it."""
+        known = {result.name: result for result in self.status.nodes}
+        return {
+            entry.name: known.get(entry.name) or NodeResult(name=entry.name, state="Pending")
+            for entry in self.spec.nodes
+        }
+
+    @cached_property
+    def counts(self) -> Mapping[str, int]:
+        """How many of the nodes are in each state."""
+        return Counter(result.state for result in self.results.values())
+
+    @cached_property
+    def is_recorded(self) -> bool:
+        """Whether the status has something on each node."""
+        return len(self.status.nodes) == len(self.spec.nodes)
+
+    @cached_property
+    def revisions(self) -> frozenset[str]:
+        """The assignments that the membership names."""
+        return frozenset(name for entry in self.spec.nodes for name in (entry.origin, entry.to, entry.back))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from typing import Final
 
 IN_FLIGHT: Final = frozenset({"Stopping", "Downloading", "Starting", "Returning"})
 RESULTS: Final = frozenset({"Succeeded", "Failed", "RolledBack", "Skipped"})
+UNDECIDED: Final = frozenset({"Pending", "Stopping", "Downloading", "Starting", "Returning"})
 FAILED: Final = frozenset({"Failed", "Returning", "RolledBack"})
 ONGOING: Final = frozenset({"Running", "Paused"})
 BARRED: Final = frozenset({"Withdrawn", "Revoked"})

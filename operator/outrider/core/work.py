@@ -1,8 +1,10 @@
 """One pass in the making: what the policies share, and the few questions that several of them ask."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 from outrider.api.componentversion import Phase
 from outrider.api.names import ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS, ROLE_REVISION
@@ -12,7 +14,45 @@ from outrider.core.moves import is_leaving, next_assignment, target_of
 from outrider.core.plan import Action, Assign, CreateBatch, Event
 from outrider.core.scheduling import why_not_scheduled
 from outrider.core.snapshot import Batch, Hindrance, Node, Pod, RolloutSnapshot
-from outrider.core.states import BARRED, COMPLETED
+from outrider.core.states import BARRED, COMPLETED, RESULTS
+
+
+class Results(dict[str, NodeResult]):
+    """What has become of the nodes of one batch so far: by name, and counted by state."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch.results)
+        self.counts = Counter(batch.counts)
+        self.changed = False
+
+    def __setitem__(self, name: str, result: NodeResult) -> None:
+        before = self[name]
+        if result is not before:
+            super().__setitem__(name, result)
+            self.changed = True
+            self.counts[before.state] -= 1
+            self.counts[result.state] += 1
+
+    def count(self, states: Collection[str]) -> int:
+        """Return how many nodes are in one of some states."""
+        return sum(count for state, count in self.counts.items() if state in states)
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether every node has its result."""
+        return self.count(RESULTS) == len(self)
+
+
+class _ResultsByBatch(dict[str, Results]):
+    """The results of each batch by its name; those that nobody asks for are not looked at."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        super().__init__()
+        self._batches = {batch.name: batch for batch in batches}
+
+    def __missing__(self, name: str) -> Results:
+        results = self[name] = Results(self._batches[name])
+        return results
 
 
 @dataclass
@@ -21,6 +61,8 @@ class Work:
 
     `hindrance` is why no new run may start, and why one to this version stands still; `obstacle` why nodes of a failed
     run cannot return. `fits` remembers which kinds of nodes fit which revisions.
+
+    A fleet may be large, and a pass short: what most policies look at is counted, or sorted by what it is, once.
     """
 
     seen: RolloutSnapshot
@@ -28,8 +70,8 @@ class Work:
     stable: str | None
     stable_version: str | None
     history: list[RunRecord]
-    results: dict[str, dict[str, NodeResult]] = field(default_factory=dict)
-    finished: dict[str, datetime | None] = field(default_factory=dict)
+    results: dict[str, Results] = field(init=False)
+    finished: dict[str, datetime | None] = field(init=False)
     urgent_batches: set[str] = field(default_factory=set)
     urgent_status: bool = False
     prerequisites: list[Action] = field(default_factory=list)
@@ -43,6 +85,12 @@ class Work:
     hindrance: Hindrance | None = None
     obstacle: Hindrance | None = None
     fits: dict[tuple[object, ...], Answer] = field(default_factory=dict)
+    _touched: dict[int, frozenset[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin with what is recorded."""
+        self.results = _ResultsByBatch(self.seen.batches)
+        self.finished = {batch.name: batch.status.finished_at for batch in self.seen.batches}
 
     @property
     def spec_paused(self) -> bool:
@@ -66,17 +114,73 @@ class Work:
         """Iterate over the nodes of the target."""
         return (self.seen.nodes[name] for name in self.seen.members)
 
+    @cached_property
+    def by_assignment(self) -> Mapping[str | None, list[Node]]:
+        """All nodes by their assignment, those that are no members included."""
+        found: dict[str | None, list[Node]] = {}
+        key = self.seen.assignment_key
+        for node in self.seen.nodes.values():
+            assignment = node.labels.get(key)
+            if assignment in found:
+                found[assignment].append(node)
+            else:
+                found[assignment] = [node]
+        return found
+
+    @property
+    def nodes_between(self) -> Iterator[Node]:
+        """All nodes that are between two revisions."""
+        return (node for assignment, nodes in self.by_assignment.items() if is_leaving(assignment) for node in nodes)
+
+    def members_at(self, assignment: str | None) -> Iterator[Node]:
+        """Iterate over the nodes of the target that have an assignment."""
+        members = self.seen.members
+        return (node for node in self.by_assignment.get(assignment, ()) if node.name in members)
+
+    def count_members_at(self, assignment: str | None) -> int:
+        """Return how many nodes of the target have an assignment."""
+        if len(self.seen.members) == len(self.seen.nodes):
+            return len(self.by_assignment.get(assignment, ()))
+        return sum(1 for _ in self.members_at(assignment))
+
+    @cached_property
+    def _batches_by_run(self) -> Mapping[int, list[Batch]]:
+        found: dict[int, list[Batch]] = {}
+        for batch in self.seen.batches:
+            found.setdefault(batch.spec.run, []).append(batch)
+        return found
+
     def run_batches(self, run: int | None = None) -> list[Batch]:
         """Return the stored batches of a run (default: the present one), oldest first."""
         wanted = run if run is not None else (self.run.id if self.run else 0)
-        return [batch for batch in self.seen.batches if batch.spec.run == wanted]
+        return self._batches_by_run.get(wanted, [])
 
-    def entries(self) -> Iterator[tuple[Batch, BatchNode, NodeResult]]:
-        """Iterate over all node entries of the present run with their results so far."""
+    def entries(self, states: Collection[str] = ()) -> Iterator[tuple[Batch, BatchNode, NodeResult]]:
+        """Iterate over the node entries of the present run with their results so far: all, or those in some states.
+
+        Batches without any in those states cost nothing.
+        """
         for batch in self.run_batches():
             results = self.results[batch.name]
+            if states and not results.count(states):
+                continue
             for entry in batch.spec.nodes:
-                yield batch, entry, results[entry.name]
+                result = results[entry.name]
+                if not states or result.state in states:
+                    yield batch, entry, result
+
+    def count(self, states: Collection[str] = ()) -> int:
+        """Return how many node entries the present run has: all, or those in some states."""
+        pages = (self.results[batch.name] for batch in self.run_batches())
+        return sum(results.count(states) if states else len(results) for results in pages)
+
+    @property
+    def touched(self) -> frozenset[str]:
+        """The names of the nodes that the stored batches of the present run name."""
+        run = self.run.id if self.run else 0
+        if run not in self._touched:
+            self._touched[run] = frozenset().union(*(batch.results for batch in self.run_batches()))
+        return self._touched[run]
 
     def paused_seconds(self) -> int:
         """Return how long the run has stood in pauses, the present one included."""
@@ -192,10 +296,7 @@ def count_between_elsewhere(work: Work) -> int:
 
     Dead ones do not count: nobody knows when they arrive, and they run nothing anyway.
     """
-    ours = {entry.name for _, entry, _ in work.entries()}
-    return sum(
-        node.ready and name not in ours and is_leaving(work.assignment(node)) for name, node in work.seen.nodes.items()
-    )
+    return sum(node.ready and node.name not in work.touched for node in work.nodes_between)
 
 
 def same_node(work: Work, entry: BatchNode) -> Node | None:
