@@ -15,8 +15,10 @@ from outrider.api.base import (
     LabelSelector,
     MountPath,
     Time,
+    list_map,
     rule,
 )
+from outrider.api.checks import Analysis, AnalysisResult, HttpCheck
 from outrider.api.componentversion import Component, Version
 
 PodTemplate = Annotated[dict[str, Any], Field(json_schema_extra={"x-outrider-schema": "PodTemplateSpec"})]
@@ -182,7 +184,13 @@ class Health(ApiModel):
     min_ready_seconds: Annotated[int, Field(ge=0, le=24 * 3600)] = 10
     """How long the agent's pod must be Ready without a break, on the operator's clock."""
     max_restarts: Annotated[int, Field(ge=0, le=100)] = 0
-    """How many container restarts of the new pod are forgiven."""
+    """How many container restarts of the new pod are forgiven. Init containers that run to an end do not count."""
+    http: HttpCheck | None = None
+    """A check of the agent itself, by the operator, beside readiness."""
+    ignore_restarts_of: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=63)]], Field(max_length=20, json_schema_extra=SET_LIST)
+    ] = []
+    """Containers whose restarts and crash loops do not count. The pod has to become Ready all the same."""
 
 
 class RolloutSpec(ApiModel):
@@ -202,6 +210,8 @@ class RolloutSpec(ApiModel):
     """How the fleet is moved."""
     health: Annotated[Health, Field(json_schema_extra={"default": {}})] = Health()
     """What healthy means."""
+    analysis: Annotated[list[Analysis], Field(max_length=10, json_schema_extra=list_map("name"))] = []
+    """What must hold of the world around between batches, and after the last one before the run completes."""
     on_failure: Literal["Rollback", "Pause"] = "Rollback"
     """What happens when more nodes fail than tolerated: all that the run moved goes back, or the run stops."""
     paused: bool = False
@@ -345,6 +355,13 @@ ROLLOUT_RULES: list[dict[str, Any]] = [
         "self.spec.delivery.volume.containers.all(c, self.spec.template.spec.containers.exists(d, d.name == c))",
         "every container in spec.delivery.volume.containers must be one of spec.template.spec.containers",
     ),
+    rule(
+        "!has(self.spec.health) || !has(self.spec.health.ignoreRestartsOf) || "
+        "self.spec.health.ignoreRestartsOf.all(c, self.spec.template.spec.containers.exists(d, d.name == c) || "
+        "(has(self.spec.template.spec.initContainers) && "
+        "self.spec.template.spec.initContainers.exists(d, d.name == c)))",
+        "every container in spec.health.ignoreRestartsOf must be one of spec.template.spec.containers or initContainers",
+    ),
 ]
 
 
@@ -434,6 +451,8 @@ class RolloutBatchStatus(ApiModel):
     """Nodes without a result yet."""
     nodes: Annotated[list[NodeResult], Field(max_length=100, json_schema_extra=ATOMIC_LIST)] = []
     """One entry per node of the spec."""
+    analysis: Annotated[list[AnalysisResult], Field(max_length=10, json_schema_extra=ATOMIC_LIST)] = []
+    """What spec.analysis has answered about the batch; on its first page."""
 
 
 ROLLOUT_BATCH_RULES: list[dict[str, Any]] = [

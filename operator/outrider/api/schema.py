@@ -379,9 +379,10 @@ def pod_template() -> Schema:
     the rule that compares them with the delivery's as too expensive. A container's name is a DNS label anyway.
     """
     schema = podtemplate.load()
-    containers = schema["properties"]["spec"]["properties"]["containers"]
-    containers["maxItems"] = 100
-    containers["items"]["properties"]["name"]["maxLength"] = 63
+    for kind in ("containers", "initContainers"):
+        containers = schema["properties"]["spec"]["properties"][kind]
+        containers["maxItems"] = 100
+        containers["items"]["properties"]["name"]["maxLength"] = 63
     return schema
 
 
