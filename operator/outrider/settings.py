@@ -46,6 +46,8 @@ class Settings:
     allowed_source_hosts: tuple[str, ...] = ()
     allowed_source_addresses: tuple[str, ...] = ()
     plain_http_sources: tuple[str, ...] = ()
+    allowed_check_hosts: tuple[str, ...] = ()
+    allowed_check_addresses: tuple[str, ...] = ()
     max_artifact_bytes: int = 16 * 1024**3
     retry: Retry = Retry()
     ingest_concurrency: int = 4
@@ -129,6 +131,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         allowed_source_hosts=several("ALLOWED_SOURCE_HOSTS"),
         allowed_source_addresses=_check_networks("ALLOWED_SOURCE_ADDRESSES", several("ALLOWED_SOURCE_ADDRESSES")),
         plain_http_sources=several("PLAIN_HTTP_SOURCES"),
+        allowed_check_hosts=several("ALLOWED_CHECK_HOSTS"),
+        allowed_check_addresses=_check_networks("ALLOWED_CHECK_ADDRESSES", several("ALLOWED_CHECK_ADDRESSES")),
         max_artifact_bytes=int(number("MAX_ARTIFACT_BYTES", default.max_artifact_bytes, 1)),
         retry=Retry(
             number("RETRY_FIRST_SECONDS", default.retry.first, 0.01),

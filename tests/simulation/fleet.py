@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from outrider.api.checks import AnalysisVerdict
 from outrider.api.componentversion import Phase
 from outrider.api.names import assignment_key
 from outrider.api.rollout import (
@@ -23,7 +24,17 @@ from outrider.core.compatibility import VersionRules
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Event, Plan
 from outrider.core.rollout import plan_rollout
-from outrider.core.snapshot import Batch, Hindrance, Neighbour, Node, Pod, RolloutSnapshot, VersionState
+from outrider.core.snapshot import (
+    AnalysisAnswer,
+    Batch,
+    Hindrance,
+    Measurement,
+    Neighbour,
+    Node,
+    Pod,
+    RolloutSnapshot,
+    VersionState,
+)
 from outrider.core.states import BARRED
 
 KEY = assignment_key("fleet", "agent")
@@ -37,6 +48,14 @@ def healthy(_node: str, _revision: str) -> str:
     return "healthy"
 
 
+Check = Callable[[str, str], AnalysisVerdict]
+"""(node, revision) → what the agent's own check says; or (batch, analysis) → what the analysis says."""
+
+
+def passes(_about: str, _what: str) -> AnalysisVerdict:
+    return "Pass"
+
+
 @dataclass
 class SimPod:
     name: str
@@ -45,6 +64,7 @@ class SimPod:
     behaviour: str
     gone_at: float | None = None
     ready_since: datetime | None = None
+    check: Measurement | None = None
 
 
 @dataclass
@@ -86,6 +106,10 @@ class Fleet:
         self.registry_is_down = False
         self.verified: dict[str, datetime] = {}
         self.asked: dict[str, float] = {}
+        self.agent_says: Check = passes
+        self.analysis_says: Check = passes
+        self.answers: dict[tuple[str, str], AnalysisAnswer] = {}
+        self.probes = 0
         self.joiners: list[str] = []
         self.observing_since: datetime | None = None
         self.ever_stable: set[str | None] = set()
@@ -157,6 +181,7 @@ class Fleet:
                 version: self.version_state(version) for version in {self.spec.version, *self.revisions.values()}
             },
             neighbours=self.neighbours,
+            answers=tuple(self.answers.values()),
             verify_after=self.now - timedelta(seconds=self.fresh_seconds) if self.fresh_seconds is not None else None,
         )
 
@@ -184,6 +209,8 @@ class Fleet:
             ready_since=pod.ready_since,
             restarts=2 if crashing else 0,
             trouble="CrashLoopBackOff" if crashing else "ImagePullBackOff" if pulling else "",
+            ip="10.0.0.1",
+            check=pod.check,
         )
 
     def _clock(self) -> float:
@@ -225,6 +252,8 @@ class Fleet:
 
     def _do(self, action: actions.Action) -> None:
         match action:
+            case actions.ProbeAgents() | actions.AskAnalysis():
+                self._ask(action)
             case actions.KeepFinalizer():
                 self.finalizer = True
             case actions.DropFinalizer():
@@ -234,8 +263,7 @@ class Fleet:
             case actions.CreateRevision(revision):
                 self.revisions[revision] = revision.removeprefix("r-")
             case actions.CreateJoiners(revision):
-                if revision not in self.joiners:
-                    self.joiners.append(revision)
+                self.joiners += [revision] if revision not in self.joiners else []
             case actions.DeleteRevision(revision):
                 self.revisions.pop(revision, None)
             case actions.DeleteJoiners(revision):
@@ -255,6 +283,28 @@ class Fleet:
                 self._check_phase(before, after)
                 sim.node = replace(sim.node, labels={**sim.node.labels, KEY: after})
                 self.patches.append(action)
+
+    def _ask(self, action: actions.ProbeAgents | actions.AskAnalysis) -> None:
+        """Ask agents or an analysis, and remember it as the operator does: a verdict lasts since its first answer."""
+        if isinstance(action, actions.AskAnalysis):
+            about = action.batch, action.name
+            if about in self.answers and self.answers[about].attempt == action.attempt:
+                return
+            verdict = self.analysis_says(*about)
+            self.answers[about] = AnalysisAnswer(*about, action.attempt, verdict, "it is as it is", self.now)
+            return
+        uids = {uid for uid, _ in action.pods}
+        for name, sim in self.nodes.items():
+            for pod in sim.pods:
+                if pod.name not in uids:
+                    continue
+                verdict, before = self.agent_says(name, pod.revision), pod.check
+                since = before.since if before is not None and before.verdict == verdict else self.now
+                told = before.told_at if before is not None else None
+                if told is None and verdict != "Unknown":
+                    told = self.now
+                pod.check = Measurement(verdict, "its check says so", self.now, since, told)
+                self.probes += 1
 
     def _check_record(self, name: str, uid: str, after: str) -> None:
         """No node moves to a revision that no stored batch brings, but to one that was stable."""

@@ -78,6 +78,12 @@ OUTRIDER_ALLOWED_SOURCE_ADDRESSES: {{ join "," . | quote }}
 {{- with .Values.sources.plainHTTPRegistries }}
 OUTRIDER_PLAIN_HTTP_SOURCES: {{ join "," . | quote }}
 {{- end }}
+{{- with .Values.checks.allowedHosts }}
+OUTRIDER_ALLOWED_CHECK_HOSTS: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.checks.allowedAddresses }}
+OUTRIDER_ALLOWED_CHECK_ADDRESSES: {{ join "," . | quote }}
+{{- end }}
 {{- if ne .Values.sources.maxArtifactBytes nil }}
 OUTRIDER_MAX_ARTIFACT_BYTES: {{ .Values.sources.maxArtifactBytes | int64 | quote }}
 {{- end }}

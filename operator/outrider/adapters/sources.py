@@ -129,33 +129,40 @@ def check_url(url: str, allowed_hosts: tuple[str, ...] = (), guard: AddressPolic
     credentials: these would end in logs and status. URLs that two parsers could read differently are refused, and so
     are addresses in a spelling that not everybody takes for one, and those that `guard` refuses.
     """
+    problem = find_problem(url, allowed_hosts, guard)
+    if problem is not None:
+        raise _invalid(problem)
+
+
+def find_problem(url: str, allowed_hosts: tuple[str, ...] = (), guard: AddressPolicy | None = None) -> str | None:
+    """Return why a URL may not be asked for, by the rules of `check_url`; None if it may.
+
+    Raises Stalling(AddressNotAllowed).
+    """
     if any(character.isspace() or not character.isprintable() or character == "\\" for character in url):
-        raise _invalid("it holds a space, a control character or a backslash")
+        return "it holds a space, a control character or a backslash"
     try:
         parts = urllib.parse.urlsplit(url)
         port, second = parts.port, urllib3.util.parse_url(url)
     except (ValueError, urllib3.exceptions.LocationParseError):
-        raise _invalid("it cannot be parsed") from None
+        return "it cannot be parsed"
     if parts.scheme not in {"http", "https"}:
-        raise _invalid("its scheme is not http or https")
+        return "its scheme is not http or https"
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-        raise _invalid(
-            "it holds credentials (user:password@); take them out, and change the password as it is known now"
-        )
+        return "it holds credentials (user:password@); take them out, and change the password as it is known now"
     host = (parts.hostname or "").lower()
     if not host.isascii():
-        raise _invalid("its host is not ASCII; write it in the form xn--…")
+        return "its host is not ASCII; write it in the form xn--…"
     if not host or "%" in host or host != (second.host or "").lower().strip("[]") or port != second.port:
-        raise _invalid("its host or port cannot be made out")
+        return "its host or port cannot be made out"
     if guard is not None:
         guard.check_host(host)
     address = host_address(host)
     if address is not None and host != str(address) and ":" not in host:
-        raise _invalid(f"it writes an address in a way that some read differently; write {address}")
+        return f"it writes an address in a way that some read differently; write {address}"
     if allowed_hosts and not any(fnmatchcase(host, glob) for glob in allowed_hosts):
-        raise _invalid(
-            f"the host {host} is not among the hosts that the operator's settings allow: {', '.join(allowed_hosts)}"
-        )
+        return f"the host {host} is not among the hosts that the operator's settings allow: {', '.join(allowed_hosts)}"
+    return None
 
 
 def shown_url(url: str) -> str:

@@ -91,6 +91,8 @@ class AddressPolicy:
 
     allowed: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks that are allowed all the same."""
+    setting: str = "sources.allowedAddresses (OUTRIDER_ALLOWED_SOURCE_ADDRESSES)"
+    """The operator's setting that allows them, for messages."""
 
     def refusal(self, address: _Address) -> str | None:
         """Return what speaks against an address, such as `a loopback address`; None if it may be connected to."""
@@ -122,7 +124,7 @@ class AddressPolicy:
             raise Stalling(
                 "AddressNotAllowed",
                 f"{place} is {kind}, and nothing is fetched from there; name another host, or let the operator's "
-                f"setting sources.allowedAddresses (OUTRIDER_ALLOWED_SOURCE_ADDRESSES) hold {address}",
+                f"setting {self.setting} hold {address}",
             )
         return chosen
 

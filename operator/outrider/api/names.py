@@ -43,6 +43,11 @@ ANNOTATION_TEST: Final = f"{GROUP}/test-content"
 LABEL_COMPONENT_VERSION: Final = f"{GROUP}/component-version"
 """On a test's Job and its pods: the UID of the ComponentVersion."""
 
+LABEL_ANALYSIS: Final = f"{GROUP}/analysis"
+"""On an analysis' Job: the name of the analysis."""
+ANNOTATION_BATCH: Final = f"{GROUP}/about-batch"
+"""On an analysis' Job: the RolloutBatch that it is about."""
+
 # On nodes.
 ASSIGNMENT_PREFIX: Final = f"agents.{GROUP}/"
 ASSIGNMENT_NONE: Final = "none"

@@ -270,6 +270,8 @@ class RunStatus(ApiModel):
     """Since when it stands in a pause."""
     paused_seconds: int = 0
     """How long it stood in earlier pauses: does not count against deadlines."""
+    reason: str = ""
+    """Why it was ended or stopped, as a CamelCase word; empty while it goes on, and if it completed."""
     message: str = ""
     """What it is doing or waiting for."""
 
@@ -299,6 +301,8 @@ class RunRecord(ApiModel):
     """Nodes that failed."""
     skipped: int = 0
     """Nodes that it left out."""
+    reason: Annotated[str, Field(max_length=64)] = ""
+    """Why it ended so, as a CamelCase word; empty if it completed."""
     message: Annotated[str, Field(max_length=512)] = ""
     """Why it ended so, if it did not complete."""
 
@@ -360,7 +364,7 @@ ROLLOUT_RULES: list[dict[str, Any]] = [
         "self.spec.health.ignoreRestartsOf.all(c, self.spec.template.spec.containers.exists(d, d.name == c) || "
         "(has(self.spec.template.spec.initContainers) && "
         "self.spec.template.spec.initContainers.exists(d, d.name == c)))",
-        "every container in spec.health.ignoreRestartsOf must be one of spec.template.spec.containers or initContainers",
+        "every container in spec.health.ignoreRestartsOf must be one of the template's containers or initContainers",
     ),
 ]
 

@@ -30,16 +30,23 @@ CANNOT_START = frozenset(
 class Verdict:
     """A judgement of one node at one moment.
 
-    `wake_at` is when a pending verdict changes without any event, if nothing else happens.
+    `wake_at` is when a pending verdict changes without any event, if nothing else happens. `unknown` says that the
+    agent's own check has told nothing: that condemns nobody. `told_at` is when it first told anything.
     """
 
     state: Literal["Healthy", "Failed", "Downloading", "Starting"]
     reason: str = ""
     message: str = ""
     wake_at: datetime | None = None
+    unknown: bool = False
+    told_at: datetime | None = None
 
 
 HEALTHY = Verdict("Healthy")
+
+INIT_RETRIES = 3
+"""How often an init container that has to come to an end may be tried again before its crash loop counts as failure:
+some wait for a neighbour by crashing."""
 
 
 def is_sound(pod: Pod, revision: str, health: Health) -> bool:
@@ -52,47 +59,84 @@ def is_sound(pod: Pod, revision: str, health: Health) -> bool:
         and not pod.terminating
         and not pod.trouble
         and not pod.refusal
+        and (pod.check is None or pod.check.verdict != "Fail")
         and pod.restarts <= health.max_restarts
     )
 
 
-def judge_pods(pods: Sequence[Pod], revision: str, health: Health, now: datetime) -> Verdict:
+def find_agent(pods: Sequence[Pod], revision: str) -> Pod | None:
+    """Return the pod on a node that is the agent of a revision."""
+    for pod in pods:
+        if (pod.revision, pod.role) == (revision, ROLE_REVISION) and pod.live and not pod.terminating:
+            return pod
+    return None
+
+
+def judge_pods(
+    pods: Sequence[Pod], revision: str, health: Health, now: datetime, *, is_checked: bool = False
+) -> Verdict:
     """Judge the agent of `revision` by the pods on its node; deadlines are the caller's.
 
-    Healthy needs positive evidence: a pod of this revision that is Ready without a break for minReadySeconds. Failed
-    is what waiting would not mend. Everything else is pending.
+    Healthy needs positive evidence: a pod of this revision that is Ready without a break for minReadySeconds, and
+    whose own check passes as long, if it `is_checked`. Failed is what waiting would not mend. All else is pending.
     """
-    pod = next(
-        (
-            pod
-            for pod in pods
-            if (pod.revision, pod.role) == (revision, ROLE_REVISION) and pod.live and not pod.terminating
-        ),
-        None,
-    )
+    pod = find_agent(pods, revision)
     if pod is None:
         return Verdict("Starting", "NoPod", "the agent's pod has not been created yet")
     if pod.refusal:
         return Verdict("Failed", "ArtifactRefused", pod.refusal)
+    crash = f": {pod.crash}" if pod.crash else ""
     if pod.restarts > health.max_restarts:
         detail = f" ({pod.trouble})" if pod.trouble else ""
         times = "once" if pod.restarts == 1 else f"{pod.restarts} times"
         return Verdict(
             "Failed",
             "TooManyRestarts",
-            f"pod {pod.name} restarted {times}{detail}, allowed are {health.max_restarts}",
+            f"pod {pod.name} restarted {times}{detail}, allowed are {health.max_restarts}{crash}",
         )
-    hopeless = pod.trouble != "CrashLoopBackOff" or pod.restarts >= health.max_restarts
-    if pod.trouble in CANNOT_START and hopeless:
-        return Verdict("Failed", pod.trouble, f"pod {pod.name} cannot start: {pod.trouble_message or pod.trouble}")
+    if pod.trouble in CANNOT_START and _is_hopeless(pod, health):
+        why = pod.trouble_message or pod.trouble
+        if pod.trouble == "CrashLoopBackOff" and pod.crash:
+            why = f"{pod.trouble}{crash}"  # the kubelet says no more than that it waits
+        return Verdict("Failed", pod.trouble, f"pod {pod.name} cannot start: {why}")
     if pod.ready_since is not None:
-        settled_at = pod.ready_since + timedelta(seconds=health.min_ready_seconds)
-        if now >= settled_at:
-            return HEALTHY
-        return Verdict(
-            "Starting", "MinReady", f"pod {pod.name} is Ready, but not yet for {health.min_ready_seconds} s", settled_at
-        )
+        return _judge_ready(pod, pod.ready_since, health, now, is_checked=is_checked)
+    if pod.unschedulable:
+        return Verdict("Starting", "Unschedulable", f"pod {pod.name} finds no place: {pod.unschedulable}")
     if pod.fetching:
         return Verdict("Downloading", "Fetching", f"pod {pod.name} is pulling and verifying the artifact")
     detail = f": {pod.trouble}" if pod.trouble else ""
-    return Verdict("Starting", pod.trouble or "NotReady", f"pod {pod.name} is not Ready{detail}")
+    return Verdict("Starting", pod.trouble or "NotReady", f"pod {pod.name} is not Ready{detail}{crash}")
+
+
+def _is_hopeless(pod: Pod, health: Health) -> bool:
+    """Tell whether what keeps a container from running does not pass by itself."""
+    if pod.trouble != "CrashLoopBackOff":
+        return True
+    if pod.retries is not None:
+        return pod.retries >= max(INIT_RETRIES, health.max_restarts)
+    return pod.restarts >= health.max_restarts
+
+
+def _judge_ready(pod: Pod, ready_since: datetime, health: Health, now: datetime, *, is_checked: bool) -> Verdict:
+    good_since = ready_since
+    if is_checked:
+        check = pod.check
+        if not pod.ip:
+            return Verdict(
+                "Starting", "HealthUnknown", f"pod {pod.name} has no IP address to be asked at", unknown=True
+            )
+        if check is None:
+            return Verdict("Starting", "CheckPending", f"pod {pod.name} is Ready and is being asked", unknown=True)
+        if check.verdict == "Unknown":
+            return Verdict("Starting", "HealthUnknown", f"pod {pod.name} is Ready, {check.message}", unknown=True)
+        if check.verdict == "Fail":
+            message = f"pod {pod.name} is Ready, but {check.message}"
+            return Verdict("Starting", "CheckFailed", message, told_at=check.told_at)
+        good_since = max(good_since, check.since)
+    settled_at = good_since + timedelta(seconds=health.min_ready_seconds)
+    if now >= settled_at:
+        return HEALTHY
+    return Verdict(
+        "Starting", "MinReady", f"pod {pod.name} is Ready, but not yet for {health.min_ready_seconds} s", settled_at
+    )

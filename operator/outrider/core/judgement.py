@@ -8,7 +8,8 @@ from outrider.api.rollout import BatchNode, NodeResult, RunStatus
 from outrider.core import batches as arithmetic
 from outrider.core.health import Verdict, is_sound, judge_pods
 from outrider.core.moves import leaving
-from outrider.core.snapshot import Batch, Node
+from outrider.core.probes import is_asked
+from outrider.core.snapshot import Batch, Hindrance, Node
 from outrider.core.states import FAILED, ONGOING, RESULTS
 from outrider.core.work import Work, same_node, why_skip
 
@@ -31,6 +32,8 @@ def judge_nodes(work: Work) -> None:
             if after.state != before.state and after.state in {"Failed", "Skipped"}:
                 work.urgent_batches.add(batch.name)
             results[entry.name] = after
+    if work.unknown:
+        work.doubt = _tell_unknown(work)
 
 
 def _is_still_well(work: Work, entry: BatchNode) -> bool:
@@ -81,7 +84,9 @@ def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) 
         verdict = Verdict("Starting", "StuckTerminating", "the old agent's pod does not end")
         state = "Stopping"
     else:
-        verdict = judge_pods(work.pods(node.name), entry.to, work.seen.spec.health, work.seen.now)
+        is_checked = is_asked(work, batch, entry.to)
+        pods = work.pods(node.name)
+        verdict = judge_pods(pods, entry.to, work.seen.spec.health, work.seen.now, is_checked=is_checked)
         if entry.to == ASSIGNMENT_NONE:
             verdict = Verdict("Healthy")
         state = verdict.state
@@ -124,7 +129,7 @@ def since_observed(work: Work, moment: datetime) -> datetime:
 def _settle(work: Work, batch: Batch, result: NodeResult, verdict: Verdict, state: str) -> NodeResult:
     """Turn a verdict on a node that is where it should be into its result."""
     now = work.seen.now
-    if result.state == "Succeeded" and verdict.reason == "MinReady":
+    if result.state == "Succeeded" and (verdict.reason == "MinReady" or verdict.unknown):
         return result  # it is Ready; since when exactly is forgotten when the operator restarts
     if verdict.state == "Healthy":
         return result if result.state == "Succeeded" else with_state(work, result, "Succeeded", "", "")
@@ -142,12 +147,32 @@ def _settle(work: Work, batch: Batch, result: NodeResult, verdict: Verdict, stat
     timeout = work.seen.spec.health.timeout_seconds
     begun = since_observed(work, result.started_at or batch.spec.started_at)
     deadline = begun + timedelta(seconds=timeout + work.paused_seconds() - result.paused_seconds)
+    if verdict.told_at is not None and verdict.told_at >= deadline:
+        # Nobody could tell until then: only now its time begins.
+        deadline = verdict.told_at + timedelta(seconds=timeout)
+    if verdict.unknown and now >= deadline:
+        work.unknown.append((result.name, verdict.message))
+        return with_state(work, result, state, verdict.reason, verdict.message)
     if now >= deadline and (work.run is None or work.run.paused_since is None):
-        own = verdict.reason in {"StuckTerminating", "PatchRefused"}
+        own = verdict.reason in {"StuckTerminating", "PatchRefused", "Unschedulable"}
         reason = verdict.reason if own else "HealthTimeout"
         return with_state(work, result, "Failed", reason, f"not healthy within {timeout} s: {verdict.message}")
     work.wakes.append(min(deadline, verdict.wake_at) if verdict.wake_at else deadline)
     return with_state(work, result, state, verdict.reason, verdict.message)
+
+
+def _tell_unknown(work: Work) -> Hindrance:
+    """Say of which nodes nobody can tell whether they are healthy, though their time is over."""
+    names = ", ".join(name for name, _ in work.unknown[:3])
+    more = f" and {len(work.unknown) - 3} more" if len(work.unknown) > 3 else ""
+    count = "1 node" if len(work.unknown) == 1 else f"{len(work.unknown)} nodes"
+    return Hindrance(
+        "HealthUnknown",
+        f"of {count} nobody can tell whether the agent is healthy, for more than "
+        f"{work.seen.spec.health.timeout_seconds} s: {names}{more} ({work.unknown[0][1]}). They are asked again and "
+        "again; let the operator reach the agents' pods (network policies, routes), or change spec.health.http",
+        stalled=True,
+    )
 
 
 def _judge_return(work: Work, entry: BatchNode, result: NodeResult, node: Node) -> NodeResult:

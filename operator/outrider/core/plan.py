@@ -75,6 +75,23 @@ class Assign:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeAgents:
+    """Ask agents themselves, by `health.http`: each a pod's UID and IP. Their bodies may have to name `version`."""
+
+    version: str
+    pods: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AskAnalysis:
+    """Ask an analysis about a batch (its first page's name), unless this attempt is under way or has answered."""
+
+    batch: str
+    name: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteRevision:
     """Delete the DaemonSet of a revision that nothing names any more."""
 
@@ -104,6 +121,8 @@ Action = (
     | CreateBatch
     | WriteBatch
     | Assign
+    | ProbeAgents
+    | AskAnalysis
     | DeleteRevision
     | DeleteJoiners
     | DeleteBatch

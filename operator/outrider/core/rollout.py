@@ -22,6 +22,7 @@ from datetime import timedelta
 from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import RolloutBatchStatus, RunState
 from outrider.core import batches as arithmetic
+from outrider.core.analysis import ask_analyses, hear_answers, wait_for_analyses, why_analysis_failed
 from outrider.core.judgement import judge_nodes, tell_end_of_batch, why_over_tolerance, with_state
 from outrider.core.moves import is_leaving, leaving, target_of
 from outrider.core.plan import (
@@ -36,6 +37,7 @@ from outrider.core.plan import (
     Plan,
     WriteBatch,
 )
+from outrider.core.probes import probe_agents
 from outrider.core.revision import joiners_id
 from outrider.core.rollout_status import Tally, build_status
 from outrider.core.runs import end_run, finish_run, start_run
@@ -112,12 +114,15 @@ def let_go(work: Work) -> None:
 
 
 def decide_failure(work: Work) -> None:
-    """Have more nodes failed than tolerated, or is the version Revoked? Then the run is over before anything starts."""
+    """Have more nodes failed than tolerated, has an analysis, or is the version Revoked? Then the run is over."""
     run = work.run
     if run is None or run.state not in ONGOING or is_direct(run):
         return
     revoked = find_phase(work, run.revision) == "Revoked"
     verdict = f"{work.seen.spec.component}-{run.version} is Revoked" if revoked else why_over_tolerance(work, run)
+    reason = "VersionRevoked" if revoked else "FailureToleranceExceeded"
+    if not verdict and (analysis := why_analysis_failed(work, run)) is not None:
+        reason, verdict = analysis
     if revoked and (work.seen.spec.on_failure == "Pause" or work.spec_paused):
         _turn_back(work)
     if not verdict or (run.state == "Paused" and work.seen.spec.on_failure == "Pause"):
@@ -127,12 +132,14 @@ def decide_failure(work: Work) -> None:
     if work.seen.spec.on_failure == "Pause" or run.revision == work.stable:
         if run.state == "Paused":
             return
-        work.update_run(state="Paused", paused_since=run.paused_since or work.seen.now, message=verdict)
+        paused_since = run.paused_since or work.seen.now
+        work.update_run(state="Paused", paused_since=paused_since, reason=reason, message=verdict)
         work.say("Warning", "RunPaused", f"Run {run.id} to {run.version} stopped: {verdict}")
         return
     if work.spec_paused:
         return  # the rollback is a move too: it waits for the pause to end
     work.say("Warning", "RollingBack", f"Run {run.id} to {run.version} failed: {verdict}. Taking back what it moved")
+    work.update_run(reason=reason)
     end_run(work, "RolledBack", verdict)
     backs = {entry.back for _, entry, _ in work.entries()}
     start_run(work, kind="Rollback", version=run.version, revision=run.revision, of_run=run.id)
@@ -463,6 +470,8 @@ def forget(work: Work) -> None:
 POLICIES: tuple[Policy, ...] = (
     keep_time,  # first, so that every deadline below is measured on a clock that stands still in a pause
     judge_nodes,  # deadlines fire on every pass, before anything that may end the pass early
+    probe_agents,  # agents are asked in pauses too, as health is watched there
+    hear_answers,  # an answer is recorded before anybody acts on it
     let_go,  # a deleted Rollout starts nothing, not even a rollback
     decide_failure,  # over the tolerance, or Revoked, nothing new starts, whatever the spec now says
     supersede,  # another wish ends the run before it starts one more batch
@@ -471,7 +480,9 @@ POLICIES: tuple[Policy, ...] = (
     send_failed_nodes_back,  # what failed returns before the next node leaves
     close_batches,  # only now: a failed node that goes back keeps its batch open
     move_open_batches,  # a started batch is completed before the next is made
+    ask_analyses,  # only about a batch that has ended; before whatever waits, for they are asked meanwhile
     wait_for_the_batch,  # batch under way, soak, interval
+    wait_for_analyses,  # after all other gates: their answers are fresh when the next batch starts
     start_next_rollback_batch,  # of a rollback
     start_next_batch,  # of a rollout
     complete,  # only when no batch could be made
@@ -525,7 +536,7 @@ def _is_told(work: Work, batch: Batch) -> bool:
     """Tell whether the stored record of a batch says all that there is to say."""
     if batch.spec.run == (work.run.id if work.run else 0) and not batch.is_recorded:
         return False
-    changed = batch.name in work.results and work.results[batch.name].changed
+    changed = batch.name in work.analyses or (batch.name in work.results and work.results[batch.name].changed)
     return not changed and work.finished[batch.name] == batch.status.finished_at
 
 
@@ -570,6 +581,7 @@ def _assemble(work: Work) -> Plan:
             skipped=results.count({"Skipped"}),
             pending=results.count(UNDECIDED - FAILED),
             nodes=list(results.values()),
+            analysis=work.analyses.get(batch.name, batch.status.analysis),
         )
         if record != batch.status:
             records.append(WriteBatch(batch.name, record, urgent=batch.name in work.urgent_batches))
@@ -581,13 +593,13 @@ def _assemble(work: Work) -> Plan:
         history=work.history,
         tally=_count(work),
         gate=work.gate,
-        hindrance=work.hindrance,
+        hindrance=work.hindrance or work.doubt,
         obstacle=work.obstacle,
     )
     if work.new_batches:
         work.urgent_status = True
     return Plan(
-        actions=(*work.prerequisites, *records, *work.new_batches, *work.moves, *work.clean_up),
+        actions=(*work.prerequisites, *records, *work.new_batches, *work.moves, *work.questions, *work.clean_up),
         status=status,
         events=tuple(work.events),
         urgent_status=work.urgent_status,

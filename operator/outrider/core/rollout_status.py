@@ -158,8 +158,7 @@ def _judge(
     holds_after_rollback = (
         run is not None and run.kind == "Rollback" and run.state != "Running" and run.revision == seen.wanted
     )
-    revoked = run is not None and seen.phase_of(run.revision) == "Revoked"
-    ended = "VersionRevoked" if revoked else "FailureToleranceExceeded"
+    ended = _why_ended(seen, run, history) or "FailureToleranceExceeded"
     if seen.deleting:
         phase = conclude("Deleting", False, "Deleting", gate, stalled=False, busy=True)
     elif run is not None and run.kind == "Rollback" and run.state == "Running":
@@ -204,6 +203,15 @@ def _judge(
         phase = conclude("Completed", True, "RunCompleted", message, stalled=False, busy=False)
     findings += _degradations(seen, run, tally)
     return phase, findings
+
+
+def _why_ended(seen: RolloutSnapshot, run: RunStatus | None, history: Sequence[RunRecord]) -> str:
+    """Return the reason for which the newest run, or the one that it takes back, was ended; "" if none was noted."""
+    if run is None:
+        return ""
+    if seen.phase_of(run.revision) == "Revoked":
+        return "VersionRevoked"
+    return next((record.reason for record in history if record.id == run.of_run), run.reason)
 
 
 def _tell_rolled_back(run: RunStatus, history: Sequence[RunRecord]) -> str:

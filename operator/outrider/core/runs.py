@@ -30,7 +30,7 @@ def start_run(work: Work, *, kind: RunKind, version: str, revision: str, of_run:
 
 def finish_run(work: Work, state: RunState) -> None:
     """Give the present run its result; it stays the newest until another starts."""
-    work.update_run(state=state, finished_at=work.seen.now, message="")
+    work.update_run(state=state, finished_at=work.seen.now, reason="", message="")
     work.urgent_status = True
 
 
@@ -65,6 +65,7 @@ def end_run(work: Work, result: RunState, message: str) -> None:
             healthy=work.count({"Succeeded"}),
             failed=work.count(FAILED),
             skipped=work.count({"Skipped"}),
+            reason=run.reason,
             message=message[:512],
         ),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 
+from outrider.api.checks import AnalysisVerdict
 from outrider.api.componentversion import Phase
 from outrider.api.names import ROLE_REVISION
 from outrider.api.rollout import NodeResult, RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus
@@ -41,6 +42,20 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Measurement:
+    """What the operator saw when it asked an agent itself, by `health.http`, the last time.
+
+    `since` is when the answers began to have this verdict, `told_at` when the first one came that told anything at all.
+    """
+
+    verdict: AnalysisVerdict
+    message: str
+    at: datetime
+    since: datetime
+    told_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
     """What matters of an agent's pod.
 
@@ -49,6 +64,11 @@ class Pod:
     times when it restarts. `trouble` is the waiting reason of the first container that cannot run (empty if none),
     `refusal` the sentence with which the fetch container refused the artifact. `fetching` says that the fetch
     container is still at work.
+
+    `restarts` are those of containers that are to run on, sidecars among them. `retries` is how often the container in
+    trouble was tried again, if it is an init container that has to come to an end (None: it is another). `crash` says
+    how a container ended last, `unschedulable` why the scheduler finds no place on the node. `check` is None while the
+    agent was not asked.
     """
 
     name: str
@@ -65,6 +85,11 @@ class Pod:
     trouble_message: str = ""
     refusal: str = ""
     fetching: bool = False
+    retries: int | None = None
+    crash: str = ""
+    unschedulable: str = ""
+    ip: str = ""
+    check: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +144,19 @@ class VersionState:
 
 
 @dataclass(frozen=True, slots=True)
+class AnalysisAnswer:
+    """What an analysis has answered about a batch (its first page's name), the `attempt`-th time that it was asked."""
+
+    batch: str
+    name: str
+    attempt: int
+    verdict: AnalysisVerdict
+    message: str
+    at: datetime
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Neighbour:
     """Another component that may run on the same nodes: its assignment's key, and the versions of its revisions."""
 
@@ -149,6 +187,8 @@ class RolloutSnapshot:
     said: any); `joiners` the revisions that joiners' DaemonSets bring. `wanted` is the revision that the spec asks for,
     `assigned` are the revisions that any node of the cluster names in this component's label, or is on its way to.
     `observing_since` is when this process began to see the cluster: what happened before cannot be held against a node.
+
+    `answers` are the newest answers of analyses, recorded or not.
 
     `versions` are the component's versions that matter here, those that exist. `neighbours` are the components that
     `rules` require. A version that was verified before `verify_after` is
@@ -182,6 +222,7 @@ class RolloutSnapshot:
     versions: Mapping[str, VersionState] = field(default_factory=dict)
     neighbours: Mapping[str, Neighbour] = field(default_factory=dict)
     verify_after: datetime | None = None
+    answers: tuple[AnalysisAnswer, ...] = ()
 
     def phase_of(self, revision: str) -> Phase | None:
         """Return the phase of a revision's version; None if nobody knows it (any more)."""

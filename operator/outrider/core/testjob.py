@@ -13,6 +13,7 @@ from outrider.api import names
 from outrider.api.componentversion import JobTest, StoredArtifact
 from outrider.core.revision import FetchSettings, deliver, require_nodes
 from outrider.core.version_snapshot import JobFacts
+from outrider.core.words import last_words
 
 Json = dict[str, Any]
 
@@ -100,7 +101,7 @@ def job_facts(job: Mapping[str, Any], log: str = "") -> JobFacts:
         message = f"Job {metadata['name']}: {why}"
         if log:
             room = MAX_MESSAGE_BYTES - len(message.encode()) - 20
-            message += f"; last lines: {_tail(log, max(room, 0))}"
+            message += f"; last lines: {last_words(log, room)}"
         return JobFacts(metadata["name"], content, "Failed", started_at, message)
     return JobFacts(metadata["name"], content, "Running", started_at)
 
@@ -108,10 +109,3 @@ def job_facts(job: Mapping[str, Any], log: str = "") -> JobFacts:
 def is_finished(job: Mapping[str, Any]) -> bool:
     """Say whether a Job has ended."""
     return job_facts(job).state != "Running"
-
-
-def _tail(log: str, room: int) -> str:
-    """Return the end of a log as printable text of at most `room` bytes, lines divided by ` | `."""
-    lines = [" ".join(line.split()) for line in log.splitlines() if line.strip()]
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " | ".join(lines))
-    return text.encode()[-room:].decode(errors="ignore") if room else ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 
+from outrider.api.checks import AnalysisResult
 from outrider.api.componentversion import Phase
 from outrider.api.names import ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS, ROLE_REVISION
 from outrider.api.rollout import BatchNode, NodeResult, RunRecord, RunStatus
@@ -60,7 +61,9 @@ class Work:
     """One pass in the making: what the policies have found and decided so far. Lives only inside `plan_rollout`.
 
     `hindrance` is why no new run may start, and why one to this version stands still; `obstacle` why nodes of a failed
-    run cannot return. `fits` remembers which kinds of nodes fit which revisions.
+    run cannot return; `doubt` what nobody can tell for too long. `unknown` are nodes, with why, whose check has told
+    nothing until their deadline. `questions` are checks to be asked. `fits` remembers which kinds of nodes fit which
+    revisions.
 
     A fleet may be large, and a pass short: what most policies look at is counted, or sorted by what it is, once.
     """
@@ -84,6 +87,10 @@ class Work:
     ended: bool = False
     hindrance: Hindrance | None = None
     obstacle: Hindrance | None = None
+    doubt: Hindrance | None = None
+    unknown: list[tuple[str, str]] = field(default_factory=list)
+    analyses: dict[str, list[AnalysisResult]] = field(default_factory=dict)
+    questions: list[Action] = field(default_factory=list)
     fits: dict[tuple[object, ...], Answer] = field(default_factory=dict)
     _touched: dict[int, frozenset[str]] = field(default_factory=dict)
 

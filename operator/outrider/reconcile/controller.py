@@ -27,6 +27,7 @@ from outrider.api.rollout import RolloutBatchSpec, RolloutSpec, RolloutStatus
 from outrider.core.snapshot import Node
 from outrider.core.usage import find_needs, versions_in_use
 from outrider.reconcile.catalogue import Catalogue
+from outrider.reconcile.checks import Checks
 from outrider.reconcile.gathering import Caches
 from outrider.reconcile.projections import (
     AgentDaemonSet,
@@ -107,12 +108,14 @@ class Controller:
             settings,
             self._version_queue.add,
         )
+        self.checks = Checks(cluster, settings, self._rollout_queue.add)
         self._rollout_reconciler = RolloutReconciler(
             cluster,
             caches,
             self.trust,
             self.recorder,
             settings,
+            self.checks,
             self._version_reconciler.request_verification,
         )
         self._synced = [informer.synced for informer in self._informers]
@@ -129,6 +132,7 @@ class Controller:
             group.create_task(self.trust.informer.run())
             group.create_task(self.jobs.informer.run())
             group.create_task(self.recorder.run())
+            group.create_task(self.checks.run())
             group.create_task(self._resync())
             group.create_task(self._beat())
             for synced in self._synced:

@@ -3,13 +3,14 @@
 import asyncio
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from outrider.adapters import clock
 from outrider.adapters.informer import Store
 from outrider.adapters.kube import Json
 from outrider.api import names
+from outrider.api.checks import HttpCheck
 from outrider.api.componentversion import Compatibility, ComponentVersionStatus
 from outrider.api.rollout import RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
 from outrider.core import plan as actions
@@ -18,7 +19,16 @@ from outrider.core.fleet import Claim, VersionFacts, find_hindrance, select_memb
 from outrider.core.moves import leaving, target_of
 from outrider.core.plan import Plan
 from outrider.core.revision import hash_target, joiners_id, revision_of
-from outrider.core.snapshot import Batch, Neighbour, Node, Pod, RolloutSnapshot, VersionState
+from outrider.core.snapshot import (
+    AnalysisAnswer,
+    Batch,
+    Measurement,
+    Neighbour,
+    Node,
+    Pod,
+    RolloutSnapshot,
+    VersionState,
+)
 from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
 from outrider.settings import Settings
 
@@ -29,6 +39,14 @@ _RECORDS_PER_SECOND = 2.0
 
 TEMPLATE_SECONDS = 300.0
 """After so long a template that was refused is tried again: what refused it may be somebody's webhook."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What an agent said, and by which check it was asked."""
+
+    check: HttpCheck
+    measurement: Measurement
 
 
 @dataclass
@@ -46,6 +64,10 @@ class Memory:
     asked: tuple[str, datetime] | None = None
     """The wanted revision whose version is being verified anew, and since when that is asked for."""
     uid: str = ""
+    probes: dict[str, Probed] = field(default_factory=dict)
+    """What agents said when they were asked themselves, by their pods' UIDs."""
+    answers: dict[tuple[str, str], AnalysisAnswer] = field(default_factory=dict)
+    """The newest answer of each analysis about each batch, until it is recorded."""
 
     def records_due(self) -> float:
         """Return when pending records are to be written."""
@@ -88,9 +110,13 @@ class Gatherer:
         wanted = revision_of(name, spec)
 
         pods: dict[str, list[Pod]] = {}
+        ignored = frozenset(spec.health.ignore_restarts_of)
         for agent in self._caches.pods.values():
             if agent.component == spec.component and agent.namespace == namespace:
-                pods.setdefault(agent.pod.node, []).append(agent.pod)
+                pod = agent.without(ignored) if ignored else agent.pod
+                pods.setdefault(pod.node, []).append(pod)
+        if memory.probes or spec.health.http is not None:
+            _add_measurements(pods, spec.health.http, memory)
         revisions: dict[str, str] = {}
         rules: dict[str, VersionRules] = {}
         joiners: list[str] = []
@@ -146,6 +172,7 @@ class Gatherer:
             versions=self._version_states(namespace, spec, status, revisions),
             neighbours=self._neighbours(namespace, {need for rule in rules.values() for need, _ in rule.requires}),
             verify_after=self._verify_after(wanted, memory),
+            answers=tuple(memory.answers.values()),
         )
 
     def _verify_after(self, wanted: str, memory: Memory) -> datetime:
@@ -248,6 +275,18 @@ class Gatherer:
             and body["spec"]["component"] == component
             and (body.get("status") or {}).get("phase") == "Published"
         ]
+
+
+def _add_measurements(pods: Mapping[str, list[Pod]], http: HttpCheck | None, memory: Memory) -> None:
+    """Show each pod with what it said when the present check asked it; forget pods that are gone."""
+    known: dict[str, Probed] = {}
+    for found in pods.values():
+        for index, pod in enumerate(found):
+            probed = memory.probes.get(pod.uid)
+            if probed is not None and probed.check == http:
+                known[pod.uid] = probed
+                found[index] = replace(pod, check=probed.measurement)
+    memory.probes = known
 
 
 def _seniority(body: Json) -> tuple[str, bool, str]:

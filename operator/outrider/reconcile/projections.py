@@ -1,19 +1,24 @@
 """What is kept of the objects that are watched: a few hundred bytes each, whatever their size."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any, Literal
 
 from outrider.adapters.kube import Json
 from outrider.api import names
 from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus
 from outrider.core.snapshot import Batch, Node, Pod, Taint
+from outrider.core.words import last_words
 
 REFUSED_EXIT_CODE = 3
 """With this code the fetch container says that it will not hand over the artifact, whatever is tried again."""
 
 _NO_TROUBLE = frozenset({"", "PodInitializing", "ContainerCreating"})
+
+_LAST_WORDS = 128
+"""Bytes of a container's termination message that are kept: its end, where programs say why they end."""
 
 
 def project_node(obj: Json, _before: Node | None = None) -> Node:
@@ -40,11 +45,36 @@ def project_node(obj: Json, _before: Node | None = None) -> Node:
 
 @dataclass(frozen=True, slots=True)
 class AgentPod:
-    """An agent's pod with the component that it runs: whichever Rollout made it, two of them never share a node."""
+    """An agent's pod with the component that it runs: whichever Rollout made it, two of them never share a node.
+
+    `containers` are those of which there is something to tell.
+    """
 
     namespace: str
     component: str
     pod: Pod
+    containers: tuple["ContainerFacts", ...] = ()
+
+    def without(self, ignored: Collection[str]) -> Pod:
+        """Return the pod as if the containers with these names never restarted."""
+        if not any(container.name in ignored for container in self.containers):
+            return self.pod
+        return replace(self.pod, **_sum_up(one for one in self.containers if one.name not in ignored))
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFacts:
+    """What matters of a container of an agent's pod.
+
+    `kind`: our own init container, one that has to come to an end before the next starts, or one that runs on.
+    """
+
+    name: str
+    kind: Literal["fetch", "init", "running"]
+    restarts: int
+    trouble: str
+    message: str
+    crash: str
 
 
 def project_pod(obj: Json, before: AgentPod | None, now: datetime) -> AgentPod:
@@ -61,8 +91,7 @@ def project_pod(obj: Json, before: AgentPod | None, now: datetime) -> AgentPod:
     init = status.get("initContainerStatuses") or []
     main = status.get("containerStatuses") or []
     fetch = next((s for s in init if s["name"] == names.FETCH_CONTAINER), None)
-    others = [s for s in init if s["name"] != names.FETCH_CONTAINER] + main
-    trouble, message = _trouble([*init, *main])
+    containers = _project_containers(spec, init, main)
     same = before.pod if before is not None and before.pod.uid == metadata["uid"] else None
     return AgentPod(
         namespace=metadata["namespace"],
@@ -77,13 +106,70 @@ def project_pod(obj: Json, before: AgentPod | None, now: datetime) -> AgentPod:
             terminating=terminating,
             ready_since=((same.ready_since if same else None) or now) if ready else None,
             unready_since=((same.unready_since if same else None) or now) if not ready else None,
-            restarts=sum(s.get("restartCount") or 0 for s in others),
-            trouble=trouble,
-            trouble_message=message,
             refusal=_refusal(fetch),
             fetching=bool(fetch and "running" in (fetch.get("state") or {})),
+            unschedulable=_unschedulable(status),
+            ip=status.get("podIP") or "",
+            **_sum_up(containers),
         ),
+        containers=containers,
     )
+
+
+def _project_containers(spec: Json, init: Iterable[Json], main: Iterable[Json]) -> tuple[ContainerFacts, ...]:
+    sidecars = {c["name"] for c in spec.get("initContainers") or [] if c.get("restartPolicy") == "Always"}
+    found = []
+    for is_init, status in [*((True, s) for s in init), *((False, s) for s in main)]:
+        name = status["name"]
+        kind: Literal["fetch", "init", "running"] = "running"
+        if is_init and name not in sidecars:
+            kind = "fetch" if name == names.FETCH_CONTAINER else "init"
+        waiting = (status.get("state") or {}).get("waiting") or {}
+        trouble = waiting.get("reason") or ""
+        restarts = status.get("restartCount") or 0
+        crash = _crash(status)
+        if restarts or crash or trouble not in _NO_TROUBLE:
+            found.append(ContainerFacts(name, kind, restarts, trouble, waiting.get("message") or "", crash))
+    return tuple(found)
+
+
+def _sum_up(containers: Iterable[ContainerFacts]) -> Mapping[str, Any]:
+    """Return what a Pod says of all its containers together."""
+    known = list(containers)
+    troubled = next((one for one in known if one.trouble not in _NO_TROUBLE), None)
+    crashed = troubled if troubled is not None and troubled.crash else next((one for one in known if one.crash), None)
+    message = ""
+    if troubled is not None:
+        message = f"container {troubled.name}: {troubled.trouble}"
+        message += f": {troubled.message}" if troubled.message else ""
+    return {
+        "restarts": sum(one.restarts for one in known if one.kind == "running"),
+        "trouble": troubled.trouble if troubled is not None else "",
+        "trouble_message": message,
+        "retries": troubled.restarts if troubled is not None and troubled.kind != "running" else None,
+        "crash": crashed.crash if crashed is not None else "",
+    }
+
+
+def _crash(status: Json) -> str:
+    """Say how a container ended, if that was no success: its exit code, the kubelet's reason, its last words."""
+    for state in (status.get("state"), status.get("lastState")):
+        ended = (state or {}).get("terminated")
+        if ended and (ended.get("exitCode") or ended.get("signal")):
+            how = f"exit code {ended.get('exitCode') or 0}"
+            reason = ended.get("reason") or ""
+            how += f", {reason}" if reason not in {"", "Error"} else ""
+            words = last_words(str(ended.get("message") or ""), _LAST_WORDS)
+            return f"container {status['name']} ended with {how}" + (f": {words}" if words else "")
+    return ""
+
+
+def _unschedulable(status: Json) -> str:
+    """Return what the scheduler says while it finds no place for a pod."""
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return str(condition.get("message") or condition.get("reason") or "the scheduler says no more")
+    return ""
 
 
 def _intended_node(spec: Json) -> str:
@@ -96,16 +182,6 @@ def _intended_node(spec: Json) -> str:
             if match["key"] == "metadata.name" and match.get("values"):
                 return str(match["values"][0])
     return ""
-
-
-def _trouble(statuses: Iterable[Json]) -> tuple[str, str]:
-    for status in statuses:
-        waiting = (status.get("state") or {}).get("waiting") or {}
-        reason = waiting.get("reason") or ""
-        if reason not in _NO_TROUBLE:
-            message = waiting.get("message") or ""
-            return reason, f"container {status['name']}: {reason}" + (f": {message}" if message else "")
-    return "", ""
 
 
 def _refusal(fetch: Json | None) -> str:

@@ -35,6 +35,7 @@ from outrider.core.revision import (
 from outrider.core.rollout import plan_rollout
 from outrider.core.rollout_status import CONDITION_TYPES, STUCK_SECONDS
 from outrider.core.snapshot import RolloutSnapshot
+from outrider.reconcile.checks import Checks
 from outrider.reconcile.gathering import TEMPLATE_SECONDS, Caches, Gatherer, Memory
 from outrider.reconcile.places import fetch_settings
 from outrider.reconcile.trust import TrustStore
@@ -60,6 +61,7 @@ class RolloutReconciler:
         trust: TrustStore,
         recorder: EventRecorder,
         settings: Settings,
+        checks: Checks,
         request_verification: Callable[[str, str], None] = lambda _namespace, _name: None,
     ) -> None:
         self._cluster = cluster
@@ -67,6 +69,7 @@ class RolloutReconciler:
         self._trust = trust
         self._recorder = recorder
         self._settings = settings
+        self._checks = checks
         self._request_verification = request_verification
         self._memories: dict[str, Memory] = {}
         self._gatherer = Gatherer(caches, settings)
@@ -81,6 +84,7 @@ class RolloutReconciler:
         body = self._caches.rollouts.get(namespace, name)
         if body is None:
             self._memories.pop(key, None)
+            self._checks.forget(key)
             _forget_metrics(namespace, name)
             return None
         memory = self._memories.get(key)
@@ -89,6 +93,7 @@ class RolloutReconciler:
         seen = self._gatherer.gather(body, memory)
         plan = plan_rollout(seen)
         self._gatherer.remember_asking(seen, plan, memory)
+        self._checks.begin(key, seen, plan, memory)
         await self._execute(body, seen, plan, memory)
         self._watch_half_moves(seen, memory)
         return self._when_again(seen, plan, memory)

@@ -1,0 +1,15 @@
+"""The words of others, cut to what a status may hold."""
+
+
+def last_words(text: str, room: int) -> str:
+    """Return the end of a text as printable text of at most `room` bytes, lines divided by ` | `."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " | ".join(lines))
+    return shown.encode()[-room:].decode(errors="ignore") if room > 0 else ""
+
+
+def first_words(text: str, room: int) -> str:
+    """Return the beginning of a text as one printable line of at most `room` bytes; `...` tells that there was more."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    data = shown.encode()
+    return shown if len(data) <= room else data[: max(0, room - 3)].decode(errors="ignore") + "..."
