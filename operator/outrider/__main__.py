@@ -1,4 +1,4 @@
-"""The entry point: `outrider run` in the pod, `python -m outrider run` on a desk; `outrider verify` and `sign`."""
+"""The entry point: `outrider run` in the pod, `python -m outrider run` on a desk; the commands for people."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ import click
 
 from outrider import __version__
 from outrider.api.errors import OutriderError
+from outrider.cli.plan import plan
 from outrider.cli.sign import sign
 from outrider.cli.verify import verify
 
@@ -17,6 +18,7 @@ def main() -> None:
     """Outrider owns the versions of node agents and moves fleets of nodes between them."""
 
 
+main.add_command(plan)
 main.add_command(verify)
 main.add_command(sign)
 

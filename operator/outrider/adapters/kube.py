@@ -148,8 +148,11 @@ def open_access(*, in_cluster: bool, kubeconfig: str | None = None, context: str
         except Exception as error:
             raise Stalling("ClusterAccess", f"the kubeconfig cannot be used: {error}") from error
         server = configuration.host
+        namespace = _namespace_of(config, kubeconfig, context)
         if configuration.ssl_ca_cert:
             tls.load_verify_locations(cafile=configuration.ssl_ca_cert)
+        if not configuration.verify_ssl:
+            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
         if configuration.cert_file:
             tls.load_cert_chain(configuration.cert_file, configuration.key_file)
         # The client has called this key both ways in its releases.
@@ -171,6 +174,14 @@ def open_access(*, in_cluster: bool, kubeconfig: str | None = None, context: str
         timeout=_TIMEOUT,
     )
     return Access(server, session, namespace)
+
+
+def _namespace_of(config: Any, kubeconfig: str | None, context: str | None) -> str | None:
+    """Return the namespace that a kubeconfig's context names, if it does."""
+    contexts, active = config.list_kube_config_contexts(kubeconfig)
+    chosen = next((each for each in contexts if each["name"] == context), active) if context else active
+    namespace = chosen["context"].get("namespace")
+    return str(namespace) if namespace else None
 
 
 class Cluster:
@@ -290,6 +301,20 @@ class Cluster:
     async def replace(self, resource: Resource, namespace: str | None, name: str, body: Json) -> Json:
         """Replace an object; its resourceVersion must be the one in `body`, else Conflict."""
         return await self._request("PUT", resource.path(namespace, name), body=body)
+
+    async def try_out(self, resource: Resource, namespace: str | None, body: Json) -> Json:
+        """Return an object as the API server would store it, with its defaults; nothing is stored.
+
+        With a resourceVersion it would replace the object of that name, without one be a new one.
+        """
+        metadata = body["metadata"]
+        is_new = not metadata.get("resourceVersion")
+        return await self._request(
+            "POST" if is_new else "PUT",
+            resource.path(namespace, None if is_new else metadata["name"]),
+            body=body,
+            query={"dryRun": "All"},
+        )
 
     async def delete(self, resource: Resource, namespace: str | None, name: str, *, uid: str | None = None) -> None:
         """Delete an object in the background; that it is gone already is fine."""

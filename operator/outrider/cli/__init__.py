@@ -1,1 +1,1 @@
-"""Commands for people: `outrider verify` and `outrider sign`. What they need is imported when they run."""
+"""Commands for people. What they need is imported when they run."""

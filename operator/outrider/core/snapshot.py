@@ -184,9 +184,10 @@ class RolloutSnapshot:
     `nodes` are all nodes of the target and all that carry an assignment of this Rollout; `members` names those of the
     target, `owned_by_others` those that belong to an older Rollout. `pods` are the agents' pods by node. `revisions`
     names the revisions whose DaemonSets exist, each with its version; `rules` which nodes each can run on (nothing
-    said: any); `joiners` the revisions that joiners' DaemonSets bring. `wanted` is the revision that the spec asks for,
-    `assigned` are the revisions that any node of the cluster names in this component's label, or is on its way to.
-    `observing_since` is when this process began to see the cluster: what happened before cannot be held against a node.
+    said: any), and `wanted_rules` those of the wanted one, also before it has a DaemonSet; `joiners` the revisions that
+    joiners' DaemonSets bring. `wanted` is the revision that the spec asks for, `assigned` are the revisions that any
+    node of the cluster names in this component's label, or is on its way to. `observing_since` is when this process
+    began to see the cluster: what happened before cannot be held against a node.
 
     `answers` are the newest answers of analyses, recorded or not.
 
@@ -217,6 +218,7 @@ class RolloutSnapshot:
     observing_since: datetime | None = None
     target_hash: str = ""
     rules: Mapping[str, VersionRules] = field(default_factory=dict)
+    wanted_rules: VersionRules | None = None
     assigned: frozenset[str] = frozenset()
     joiners: tuple[str, ...] = ()
     versions: Mapping[str, VersionState] = field(default_factory=dict)

@@ -126,7 +126,15 @@ class Gatherer:
                     joiners.append(joiners_id(daemonset.revision, daemonset.target))
                 else:
                     revisions[daemonset.revision] = daemonset.version
-                    rules[daemonset.revision] = self._read_rules(spec.component, daemonset)
+                    rules[daemonset.revision] = self._read_rules(
+                        namespace, spec.component, daemonset.version, daemonset.platforms
+                    )
+        version = self.version_facts(namespace, spec.component, spec.version)
+        wanted_rules = rules.get(wanted)
+        if wanted_rules is None and version is not None:
+            platforms = frozenset(artifact.platform for artifact in version.status.artifacts)
+            wanted_rules = self._read_rules(namespace, spec.component, spec.version, platforms)
+        known_rules = [*rules.values(), *([wanted_rules] if wanted_rules is not None else [])]
         older = self._older_rollouts(body, spec.component)
         all_nodes = list(self._caches.nodes.values())
         members, foreign = select_members(all_nodes, spec.target, older)
@@ -151,7 +159,7 @@ class Gatherer:
             hindrance=find_hindrance(
                 spec,
                 namespace,
-                self.version_facts(namespace, spec.component, spec.version),
+                version,
                 self._published(namespace, spec.component),
                 len(members),
                 foreign,
@@ -167,10 +175,11 @@ class Gatherer:
             batches=batches,
             revisions=revisions,
             rules=rules,
+            wanted_rules=wanted_rules,
             assigned=frozenset(target_of(node.labels[key]) for node in all_nodes if key in node.labels),
             joiners=tuple(sorted(joiners)),
             versions=self._version_states(namespace, spec, status, revisions),
-            neighbours=self._neighbours(namespace, {need for rule in rules.values() for need, _ in rule.requires}),
+            neighbours=self._neighbours(namespace, {need for rule in known_rules for need, _ in rule.requires}),
             verify_after=self._verify_after(wanted, memory),
             answers=tuple(memory.answers.values()),
         )
@@ -191,21 +200,21 @@ class Gatherer:
             # Status tells the time to the second: what is verified within this one counts.
             memory.asked = seen.wanted, seen.now.replace(microsecond=0)
 
-    def _read_rules(self, component: str, daemonset: AgentDaemonSet) -> VersionRules:
+    def _read_rules(self, namespace: str, component: str, version: str, platforms: frozenset[str]) -> VersionRules:
         """Return a revision's rules: its platforms stand on its DaemonSet, the others in its ComponentVersion."""
-        name = f"{component}-{daemonset.version}"
-        key = f"{daemonset.namespace}/{name}"
-        body = self._caches.versions.get(daemonset.namespace, name)
+        name = f"{component}-{version}"
+        key = f"{namespace}/{name}"
+        body = self._caches.versions.get(namespace, name)
         if body is None:
             self._rules.pop(key, None)
-            return VersionRules(daemonset.platforms)
+            return VersionRules(platforms)
         metadata = body["metadata"]
         known = self._rules.get(key)
         if known is None or known[:2] != (metadata["uid"], metadata["generation"]):
             stated = body["spec"].get("compatibility")
             compatibility = Compatibility.model_validate(stated) if stated else None
             known = self._rules[key] = metadata["uid"], metadata["generation"], compatibility
-        return read_rules(daemonset.platforms, known[2])
+        return read_rules(platforms, known[2])
 
     def _version_states(
         self, namespace: str, spec: RolloutSpec, status: RolloutStatus, revisions: Mapping[str, str]
