@@ -65,6 +65,7 @@ class SimPod:
     gone_at: float | None = None
     ready_since: datetime | None = None
     check: Measurement | None = None
+    unready_since: datetime | None = None
 
 
 @dataclass
@@ -112,6 +113,7 @@ class Fleet:
         self.probes = 0
         self.joiners: list[str] = []
         self.observing_since: datetime | None = None
+        self.without_agent_since: dict[str, datetime] = {}
         self.ever_stable: set[str | None] = set()
         self.finalizer = False
         self.deleting = False
@@ -183,6 +185,7 @@ class Fleet:
             neighbours=self.neighbours,
             answers=tuple(self.answers.values()),
             verify_after=self.now - timedelta(seconds=self.fresh_seconds) if self.fresh_seconds is not None else None,
+            without_agent_since=dict(self.without_agent_since),
         )
 
     def version_state(self, version: str) -> VersionState:
@@ -207,6 +210,7 @@ class Fleet:
             revision=pod.revision,
             terminating=pod.gone_at is not None,
             ready_since=pod.ready_since,
+            unready_since=pod.unready_since,
             restarts=2 if crashing else 0,
             trouble="CrashLoopBackOff" if crashing else "ImagePullBackOff" if pulling else "",
             ip="10.0.0.1",
@@ -361,6 +365,7 @@ class Fleet:
                     pod.behaviour == "healthy" and clock >= pod.ready_at and pod.gone_at is None and sim.node.ready
                 )
                 pod.ready_since = (pod.ready_since or self.now) if is_ready else None
+                pod.unready_since = None if is_ready else (pod.unready_since or self.now)
         self.check()
 
     def lose_pod(self, name: str) -> None:

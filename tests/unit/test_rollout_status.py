@@ -1,7 +1,9 @@
 """What a Rollout's status says in every situation: clean to kstatus, within its limits, and telling what to do."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,9 +13,10 @@ from hypothesis import strategies as st
 from outrider.api.base import Condition
 from outrider.api.componentversion import Phase
 from outrider.api.rollout import RolloutBatchStatus, RolloutStatus
-from outrider.core.plan import Plan, WriteBatch
+from outrider.core.plan import CreateBatch, Plan, WriteBatch
 from outrider.core.rollout_status import CONDITION_TYPES
-from outrider.core.snapshot import Hindrance
+from outrider.core.snapshot import Hindrance, Taint
+from outrider.core.states import FAILED
 from simulation.fleet import Fleet, make_spec
 
 OLD, NEW = "r-1.0.0", "r-1.1.0"
@@ -35,6 +38,10 @@ def updating(count: int = 10, **changes: Any) -> Fleet:
     fleet.change(version="1.1.0")
     fleet.settle(until=lambda f: f.assignments().get(NEW, 0) >= 1)
     return fleet
+
+
+def ready(fleet: Fleet) -> Condition:
+    return next(c for c in fleet.plan().status.conditions if c.type == "Ready")
 
 
 def fresh() -> Fleet:
@@ -269,6 +276,187 @@ def test_situation(make: Callable[[], Fleet], phase: str, others: set[str], word
     assert true - {"Ready"} == others
     assert ("Ready" in true) == (phase == "Completed")
     assert all(word in found["Ready"].message for word in words), found["Ready"].message
+
+
+def test_what_is_told_while_a_run_is_taken_back_names_cause_node_and_batch() -> None:
+    fleet = rolling_back()
+    fleet.execute(fleet.plan())
+    message = ready(fleet).message
+    assert "run 2 to 1.1.0 failed: " in message
+    assert "of 10 nodes failed, tolerated are 0 (node-" in message
+    assert "in batch 1: TooManyRestarts" in message
+    assert "Run 3 takes it back: " in message
+
+
+def test_a_rollback_clears_nothing_of_what_failed() -> None:
+    fleet = rolled_back()
+    failed = [entry.name for entry, state, _ in fleet.entries(2) if state in FAILED]
+    for _ in range(2):
+        status = fleet.plan().status
+        assert status.run is not None
+        assert (status.run.kind, status.run.failed) == ("Rollback", 0)
+        assert status.failed == len(failed) > 0
+        assert {failure.node for failure in status.failures} == set(failed)
+        assert status.last_failure is not None
+        assert (status.last_failure.run, status.last_failure.version, status.last_failure.failed) == (
+            2,
+            "1.1.0",
+            len(failed),
+        )
+        assert "tolerated are 0" in status.last_failure.message
+        fleet.execute(fleet.plan())
+        fleet.tick(3600)
+    before = fleet.status.last_failure
+    fleet.change(version="1.2.0")
+    fleet.settle()
+    assert (fleet.status.phase, fleet.status.failed, fleet.status.failures) == ("Completed", 0, [])
+    assert fleet.status.last_failure == before
+
+
+def test_what_runs_is_told_when_it_is_not_what_is_wanted() -> None:
+    fleet = rolled_back()
+    assert [v.to_api() for v in fleet.status.versions] == [{"version": "1.0.0", "nodes": 10, "ready": 10}]
+    assert fleet.status.running == "1.0.0: 10"
+    assert "What runs: 1.0.0 on 10 nodes" in ready(fleet).message
+    assert "outrider retry agent --namespace fleet" in ready(fleet).message
+    fleet = stopped()
+    versions = {v.version: (v.nodes, v.ready) for v in fleet.plan().status.versions}
+    assert versions == {"1.0.0": (7, 7), "1.1.0": (3, 0)}
+    assert "1.0.0 on 7 nodes, 1.1.0 on 3 nodes (3 of them not Ready)" in ready(fleet).message
+
+
+def test_a_node_without_an_agent_does_not_count_as_running_one_whatever_its_label_says() -> None:
+    fleet = Fleet(4, make_spec())
+    outsider = fleet.nodes["node-002"]
+    outsider.node = replace(outsider.node, taints=(Taint("reserved", "", "NoExecute"),))
+    fleet.settle()
+    for _ in range(20):
+        outsider.pods.clear()  # what the taint does
+        fleet.execute(fleet.plan())
+        fleet.tick()
+    outsider.pods.clear()
+    status = fleet.plan().status
+    assert status.run is not None
+    assert (status.run.updated, status.run.outdated, status.run.skipped) == (3, 1, 1)
+    assert ready(fleet).message.startswith("3 of 4 nodes run 1.0.0; left out: 1")
+    assert status.running == "1.0.0: 3"
+    told = [event.message for event in fleet.events if event.reason == "RunCompleted"]
+    assert told == ["Run 1: 3 of 4 nodes run 1.0.0, 1 left out"]
+
+
+def test_a_node_that_was_left_out_first_and_moved_later_counts_once() -> None:
+    fleet = with_a_node_away()
+    assert fleet.status.run is not None
+    assert (fleet.status.run.healthy, fleet.status.run.skipped) == (9, 1)
+    fleet.set_ready("node-004", True)
+    fleet.settle()
+    assert (fleet.status.run.healthy, fleet.status.run.skipped) == (10, 0)
+    assert ready(fleet).message == "10 of 10 nodes run 1.1.0"
+
+
+def test_a_single_node_is_told_of_in_the_singular() -> None:
+    fleet = installed(1)
+    assert ready(fleet).message == "1 of 1 node runs 1.0.0"
+
+
+def told(fleet: Fleet, *reasons: str) -> list[str]:
+    return [event.reason for event in fleet.events if event.reason in reasons]
+
+
+def test_a_pause_and_its_end_are_told_once() -> None:
+    fleet = updating()
+    for paused in (True, False):
+        fleet.change(paused=paused)
+        for _ in range(3):
+            fleet.execute(fleet.plan())
+            fleet.tick()
+    assert told(fleet, "PausedBySpec", "Resumed") == ["PausedBySpec", "Resumed"]
+
+
+def test_what_stalls_a_rollout_is_told_once_for_each_reason() -> None:
+    fleet = installed()
+    fleet.change(version="1.1.0")
+    for reason in ("VersionNotFound", "TemplateInvalid", "VersionNotFound"):
+        for number in range(3):
+            fleet.hindrance = Hindrance(reason, f"look {number}", stalled=True)
+            fleet.execute(fleet.plan())
+            fleet.tick()
+    assert told(fleet, "VersionNotFound", "TemplateInvalid") == [
+        "VersionNotFound",
+        "TemplateInvalid",
+        "VersionNotFound",
+    ]
+    assert [event.type for event in fleet.events if event.reason == "TemplateInvalid"] == ["Warning"]
+
+
+def test_a_failure_that_has_an_event_of_its_own_is_told_by_that_alone() -> None:
+    assert told(stopped(), "RunPaused", "FailureToleranceExceeded") == ["RunPaused"]
+    assert told(rolled_back(), "RolledBack", "FailureToleranceExceeded") == ["RolledBack"]
+
+
+def test_a_completed_rollout_stays_ready_while_its_version_is_looked_at_again() -> None:
+    fleet = completed()
+    fleet.hindrance = Hindrance("VersionNotPublished", "agent-1.0.0 was changed, and is looked at again", stalled=False)
+    assert_clean(fleet, fleet.plan())
+    assert ready(fleet).status == "True"
+    assert ready(fleet).message == "10 of 10 nodes run 1.0.0; agent-1.0.0 was changed, and is looked at again"
+    assert fleet.plan().status.phase == "Completed"
+
+
+def test_agents_that_fall_ill_after_the_run_has_completed_degrade_the_rollout_and_no_more() -> None:
+    fleet = completed()
+    fleet.behaviour = lambda node, _revision: "crash-loop" if node == "node-003" else "healthy"
+    fleet.lose_pod("node-003")
+    fleet.nodes["node-007"].node = replace(fleet.nodes["node-007"].node, ready=False)  # not the agent's fault
+    begun = fleet.now
+    while "Degraded" not in (found := {c.type: c for c in fleet.plan().status.conditions}):
+        plan = fleet.plan()
+        assert plan.wake_at is not None or fleet.now == begun
+        fleet.execute(plan)
+        fleet.tick()
+        assert (fleet.now - begun).total_seconds() < 100
+    assert (fleet.now - begun).total_seconds() > 60
+    assert_clean(fleet, fleet.plan())
+    assert found["Ready"].status == "True"
+    assert found["Degraded"].reason == "AgentsNotHealthy"
+    assert found["Degraded"].message == (
+        "1 node has an agent that is not Ready for more than 60 s: node-003 (CrashLoopBackOff). Look at their pods"
+    )
+
+
+def test_nodes_whose_agent_is_not_even_created_count_as_ill() -> None:
+    fleet = completed()
+    fleet.without_agent_since = {"node-001": fleet.now}
+    fleet.nodes["node-001"].pods.clear()
+    fleet.now += timedelta(seconds=61)
+    found = {c.type: c for c in fleet.plan().status.conditions}
+    assert "node-001 (NoPod)" in found["Degraded"].message
+
+
+@pytest.mark.parametrize("make", ["failing", "healthy"])
+def test_no_object_of_five_thousand_nodes_is_over_256_kib(make: str) -> None:
+    strategy = {"type": "Rolling", "rolling": {"batchSize": "20%"}, "failureTolerance": "50%"}
+    fleet = Fleet(5000, make_spec(strategy=strategy, health={"timeoutSeconds": 20, "minReadySeconds": 0}))
+    long_names(fleet)
+    fleet.behaviour = lambda _node, _revision: "crash-loop" if make == "failing" else "healthy"
+    largest = 0
+    for _ in range(18):
+        plan = fleet.plan()
+        objects = [plan.status, *(a.spec for a in plan.actions if isinstance(a, CreateBatch))]
+        for action in plan.actions:
+            if isinstance(action, WriteBatch):
+                worst = [
+                    each.model_copy(update={"message": "x" * 256, "reason": "CreateContainerConfigError"})
+                    for each in action.status.nodes
+                ]
+                # spec and status are one object
+                objects.append(action.status.model_copy(update={"nodes": worst}))
+        sizes = [len(json.dumps(each.to_api())) for each in objects]
+        largest = max(largest, *sizes)
+        fleet.execute(plan)
+        fleet.tick()
+    spec = max(len(json.dumps(batch.spec.to_api())) for batch in fleet.batches.values())
+    assert spec + largest < 256 * 1024, f"{spec} + {largest}"
 
 
 def test_a_run_that_moved_nobody_failed() -> None:

@@ -329,6 +329,36 @@ class NodeFailure(ApiModel):
     """Why, as a sentence."""
 
 
+class RunningVersion(ApiModel):
+    """On how many nodes of the fleet a version runs."""
+
+    version: Annotated[str, Field(max_length=63)]
+    """The version."""
+    nodes: int
+    """Nodes where an agent of it lives."""
+    ready: int
+    """Those of them where it is Ready."""
+
+
+class LastFailure(ApiModel):
+    """The last run in which nodes failed. It stays when the run is taken back, and when others follow."""
+
+    run: int
+    """The run's number."""
+    version: str
+    """The version that it brought."""
+    at: Time
+    """When the last of its nodes failed."""
+    nodes: int
+    """The fleet's size when it started."""
+    failed: int
+    """How many nodes failed."""
+    message: Annotated[str, Field(max_length=512)] = ""
+    """What came of it."""
+    failures: Annotated[list[NodeFailure], Field(max_length=10, json_schema_extra=ATOMIC_LIST)] = []
+    """At most 10 of the nodes."""
+
+
 class RolloutStatus(ApiModel):
     """What is true of the fleet. Conditions are the contract, `phase` is for people."""
 
@@ -342,8 +372,16 @@ class RolloutStatus(ApiModel):
     """The newest run."""
     revisions: Revisions | None = None
     """The revisions that matter now."""
+    running: str = ""
+    """For people: what runs now, as versions with their numbers of nodes."""
+    versions: Annotated[list[RunningVersion], Field(max_length=10, json_schema_extra=ATOMIC_LIST)] = []
+    """What runs now, counted from the agents' pods: at most 10 versions, that of the most nodes first."""
+    failed: int = 0
+    """Nodes that failed in the newest run; of a Rollback, those of the run that it takes back as well."""
     failures: Annotated[list[NodeFailure], Field(max_length=10, json_schema_extra=ATOMIC_LIST)] = []
-    """At most 10 nodes that failed in the newest run."""
+    """At most 10 of the nodes that `failed` counts."""
+    last_failure: LastFailure | None = None
+    """The last run in which nodes failed, whatever came after it."""
     history: Annotated[list[RunRecord], Field(max_length=50, json_schema_extra=ATOMIC_LIST)] = []
     """Ended runs, newest first."""
     conditions: Conditions = []

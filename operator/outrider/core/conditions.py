@@ -49,4 +49,9 @@ def merge_conditions(
 
 def bounded(message: str) -> str:
     """Return a message that is not longer than `MAX_MESSAGE`."""
-    return message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
+    return shortened(message, MAX_MESSAGE)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return a text of at most so many characters; one that was longer shows that it goes on."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

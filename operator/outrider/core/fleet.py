@@ -7,6 +7,7 @@ from datetime import datetime
 from outrider.api.componentversion import ComponentVersionStatus, Phase
 from outrider.api.names import LABEL_EXCLUDE
 from outrider.api.rollout import RolloutSpec, Target
+from outrider.core.conditions import shortened
 from outrider.core.ranges import parse_version
 from outrider.core.snapshot import Hindrance, Node, VersionState
 from outrider.core.states import BARRED
@@ -79,9 +80,11 @@ class VersionFacts:
         conditions = {condition.type: condition for condition in self.status.conditions}
         verified = conditions.get("Verified")
         unverifiable = verified is not None and verified.status == "Unknown" and verified.reason != "Pending"
+        # What is refused is told there without what it means for the version, which the Rollout says in its own words.
+        telling = verified if verified is not None and verified.status == "False" else conditions.get("Ready")
         return VersionState(
             phase=self.phase,
-            why=conditions["Ready"].message if "Ready" in conditions else "",
+            why=shortened(telling.message, 300) if telling is not None else "",
             verified_at=self.verified_at,
             unverifiable=verified.message if verified is not None and unverifiable else "",
         )

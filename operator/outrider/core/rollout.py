@@ -23,6 +23,7 @@ from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import RolloutBatchStatus, RunState
 from outrider.core import batches as arithmetic
 from outrider.core.analysis import ask_analyses, hear_answers, wait_for_analyses, why_analysis_failed
+from outrider.core.counts import count_agents
 from outrider.core.judgement import judge_nodes, tell_end_of_batch, why_over_tolerance, with_state
 from outrider.core.moves import is_leaving, leaving, target_of
 from outrider.core.plan import (
@@ -39,7 +40,7 @@ from outrider.core.plan import (
 )
 from outrider.core.probes import probe_agents
 from outrider.core.revision import joiners_id
-from outrider.core.rollout_status import Tally, build_status
+from outrider.core.rollout_status import Tally, build_status, tell_changes
 from outrider.core.runs import end_run, finish_run, start_run
 from outrider.core.selection import create_batch, next_size, remaining_nodes
 from outrider.core.snapshot import Batch, Node, RolloutSnapshot
@@ -49,7 +50,7 @@ from outrider.core.standing import (
     request_verification,
     tell_blocked_returns,
 )
-from outrider.core.states import COMPLETED, FAILED, IN_FLIGHT, ONGOING, UNDECIDED
+from outrider.core.states import COMPLETED, FAILED, IN_FLIGHT, NOT_BROUGHT, ONGOING, UNDECIDED
 from outrider.core.work import (
     Work,
     bad_revisions,
@@ -76,6 +77,7 @@ def plan_rollout(seen: RolloutSnapshot) -> Plan:
         stable=revisions.stable if revisions else None,
         stable_version=revisions.stable_version if revisions else None,
         history=list(seen.status.history),
+        last_failure=seen.status.last_failure,
     )
     work.hindrance = seen.hindrance or find_version_hindrance(work)
     for policy in POLICIES:
@@ -184,7 +186,7 @@ def supersede(work: Work) -> None:
                 "RunSuperseded",
                 f"Run {run.id} to {run.version} ends unfinished: the Rollout now wants {seen.spec.version}",
             )
-        superseded = f"the Rollout wants {seen.spec.version} since" if ended == "Superseded" else ""
+        superseded = f"given up, because the Rollout now wants {seen.spec.version}" if ended == "Superseded" else ""
         end_run(work, ended, superseded)
     start_run(work, kind="Rollout", version=seen.spec.version, revision=seen.wanted)
     work.ended = True
@@ -419,7 +421,8 @@ def complete(work: Work) -> None:
     run = work.run
     if run is None or run.state != "Running" or work.new_batches or work.prerequisites or work.obstacle:
         return
-    total, failed = work.count(), work.count(FAILED)
+    states = work.states()
+    total, failed = states.total(), sum(states[state] for state in FAILED)
     if run.kind == "Rollback":
         result: RunState = "Succeeded"
         if failed:
@@ -445,8 +448,10 @@ def complete(work: Work) -> None:
     finish_run(work, "PartiallySucceeded" if failed else "Succeeded")
     work.stable, work.stable_version = run.revision, run.version
     note = f", {failed} failed within the tolerance" if failed else ""
+    note += f", {states['Skipped']} left out" if states["Skipped"] else ""
+    running = count_agents(work.seen).updated
     work.say(
-        "Normal", "RunCompleted", f"Run {run.id}: {updated} of {len(work.seen.members)} nodes run {run.version}{note}"
+        "Normal", "RunCompleted", f"Run {run.id}: {running} of {len(work.seen.members)} nodes run {run.version}{note}"
     )
 
 
@@ -542,26 +547,29 @@ def _is_told(work: Work, batch: Batch) -> bool:
 
 def _count(work: Work) -> Tally:
     """Count what the status tells."""
-    states = Counter[str]()
-    for batch in work.run_batches():
-        states.update(work.results[batch.name].counts)
+    run = work.run
     # The batches of this very pass count already: `run.batches` does too.
-    new = {entry.name for action in work.new_batches for entry in action.spec.nodes}
-    states["Pending"] += len(new)
+    new = {(entry.name, entry.uid) for action in work.new_batches for entry in action.spec.nodes}
+    states = work.states(new)
     untouched = 0
-    if work.run is not None and work.run.kind == "Rollout":
+    if run is not None and run.kind == "Rollout":
+        named = {name for name, _ in new}
         untouched = sum(
-            node.name not in work.touched and node.name not in new
+            node.name not in work.touched and node.name not in named
             for assignment in work.by_assignment
-            if assignment != work.run.revision
+            if assignment != run.revision
             for node in work.members_at(assignment)
         )
+    failed = [(entry, result) for _, entry, result in work.entries(FAILED) if not work.is_superseded(entry, result)]
+    of_run = run.of_run if run is not None and run.kind == "Rollback" else None
+    before = [(entry, result) for _, entry, result in work.entries(FAILED, of_run)] if of_run is not None else []
     return Tally(
         states=states,
-        updated=work.count_members_at(work.seen.wanted),
         untouched=untouched,
-        failed=[(entry, result) for _, entry, result in work.entries(FAILED)],
+        failed=failed,
+        failed_before=[each for each in before if not work.is_superseded(*each, of_run)],
         stopping=[(entry, result) for _, entry, result in work.entries({"Stopping"})],
+        agents=count_agents(work.seen, lambda: {entry.name for _, entry, _ in work.entries(UNDECIDED | NOT_BROUGHT)}),
     )
 
 
@@ -585,17 +593,22 @@ def _assemble(work: Work) -> Plan:
         )
         if record != batch.status:
             records.append(WriteBatch(batch.name, record, urgent=batch.name in work.urgent_batches))
+    tally = _count(work)
     status = build_status(
         seen,
         run=work.run,
         stable=work.stable,
         stable_version=work.stable_version,
         history=work.history,
-        tally=_count(work),
+        tally=tally,
+        last_failure=work.last_failure,
         gate=work.gate,
         hindrance=work.hindrance or work.doubt,
         obstacle=work.obstacle,
     )
+    if tally.agents.wake_at is not None:
+        work.wakes.append(tally.agents.wake_at)
+    work.events.extend(tell_changes(seen, status, work.events))
     if work.new_batches:
         work.urgent_status = True
     return Plan(

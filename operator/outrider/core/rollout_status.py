@@ -3,22 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from outrider.api.rollout import (
-    BatchNode,
-    NodeFailure,
-    NodeResult,
-    Revisions,
-    RolloutStatus,
-    RunRecord,
-    RunStatus,
-)
+from outrider.api.rollout import LastFailure, Revisions, RolloutStatus, RunningVersion, RunRecord, RunStatus
 from outrider.core import batches as arithmetic
-from outrider.core.conditions import Finding, merge_conditions
+from outrider.core.conditions import Finding, merge_conditions, shortened
+from outrider.core.counts import Agents
+from outrider.core.failures import Entry, find_failure, name_failures
 from outrider.core.moves import target_of
+from outrider.core.plan import Event
 from outrider.core.snapshot import Hindrance, RolloutSnapshot
-from outrider.core.states import BARRED, FAILED
+from outrider.core.states import BARRED, COMPLETED, FAILED
 
-_MAX_FAILURES = 10
+MAX_VERSIONS = 10
+"""So many of the versions that run are listed."""
 
 STUCK_SECONDS = 60
 """A node that waits longer than this for its old pod to end is worth telling."""
@@ -26,22 +22,27 @@ STUCK_SECONDS = 60
 CONDITION_TYPES = frozenset({"Ready", "Reconciling", "Stalled", "Progressing", "Paused", "Degraded", "RolledBack"})
 """The conditions that are Outrider's."""
 
-Entry = tuple[BatchNode, NodeResult]
-
 
 @dataclass(frozen=True, slots=True)
 class Tally:
     """What is counted of a fleet and of the present run.
 
-    `states` are the run's nodes by the state of their result, `failed` and `stopping` those of them. `updated` members
-    of the fleet run what the spec wants; `untouched` are still to be moved, and in no batch yet.
+    `states` are the run's nodes by the state of their result, each once; `failed` and `stopping` those of them, and
+    `failed_before` those that failed in the run that this one takes back. `untouched` are still to be moved, and in no
+    batch yet. `agents` is what runs.
     """
 
     states: Mapping[str, int]
-    updated: int
     untouched: int
     failed: Sequence[Entry]
+    failed_before: Sequence[Entry]
     stopping: Sequence[Entry]
+    agents: Agents
+
+    @property
+    def updated(self) -> int:
+        """How many nodes of the fleet run what the spec wants."""
+        return self.agents.updated
 
     def count(self, states: Iterable[str]) -> int:
         """Return how many of the run's nodes are in one of some states."""
@@ -56,6 +57,7 @@ def build_status(
     stable_version: str | None,
     history: Sequence[RunRecord],
     tally: Tally,
+    last_failure: LastFailure | None,
     gate: str,
     hindrance: Hindrance | None,
     obstacle: Hindrance | None,
@@ -65,22 +67,60 @@ def build_status(
     `gate` says what the next batch waits for, `hindrance` why nothing new may start, `obstacle` why nodes of a failed
     run cannot return; if anything.
     """
+    agents = tally.agents
     if run is not None:
         run = _count(seen, run, tally, gate)
-    phase, findings = _judge(seen, run, gate, history, tally, hindrance=hindrance, obstacle=obstacle)
+        if run.kind == "Rollout":
+            why = run.message if run.state == "Paused" else ""
+            last_failure = find_failure(run, tally.failed, why) or last_failure
+    running = [
+        RunningVersion(version=version, nodes=nodes, ready=ready)
+        for version, (nodes, ready) in sorted(agents.versions.items(), key=lambda item: (-item[1][0], item[0]))
+    ]
+    view = _View(seen, run, tally, running, gate, history, hindrance, obstacle)
+    phase, findings = _judge(view)
+    # A node that failed and whose way back failed as well counts once.
+    failed = list({(entry.name, entry.uid): (entry, r) for entry, r in [*tally.failed_before, *tally.failed]}.values())
     return RolloutStatus(
         observed_generation=seen.generation,
         phase=phase,
         nodes=len(seen.members),
         run=run,
         revisions=Revisions(stable=stable, stable_version=stable_version, current=seen.wanted),
-        failures=[
-            NodeFailure(node=entry.name, reason=result.reason, message=result.message)
-            for entry, result in tally.failed[:_MAX_FAILURES]
-        ],
+        running=", ".join(f"{each.version}: {each.nodes}" for each in running[:3]) + (", …" if running[3:] else ""),
+        versions=running[:MAX_VERSIONS],
+        failed=len(failed),
+        failures=name_failures(failed),
+        last_failure=last_failure,
         history=list(history),
         conditions=merge_conditions(seen.status.conditions, findings, seen.generation, seen.now),
     )
+
+
+def tell_changes(seen: RolloutSnapshot, status: RolloutStatus, said: Iterable[Event]) -> list[Event]:
+    """Return the events for what came to hold the Rollout, or does so no more: one for each change, not for each look.
+
+    What an event of this pass (`said`) tells already is not told again.
+    """
+    before, after = ({c.type: c for c in each.conditions} for each in (seen.status, status))
+    told = {event.reason for event in said}
+    events: list[Event] = []
+    was_paused = "Paused" in before and before["Paused"].reason == "PausedBySpec"
+    is_paused = "Paused" in after and after["Paused"].reason == "PausedBySpec"
+    if is_paused and not was_paused:
+        progress = after["Ready"].message
+        events.append(Event("Normal", "PausedBySpec", f"spec.paused is true: no new node is moved. {progress}"))
+    if was_paused and not seen.spec.paused and not seen.deleting:
+        events.append(Event("Normal", "Resumed", f"spec.paused is false again. {after['Ready'].message}"))
+    stalled, old = after.get("Stalled"), before.get("Stalled")
+    is_new = stalled is not None and (old is None or old.reason != stalled.reason)
+    if stalled is not None and is_new and not told & _TELL_OF_STALLING:
+        events.append(Event("Warning", stalled.reason, stalled.message))
+    return events
+
+
+_TELL_OF_STALLING = frozenset({"RunPaused", "RolledBack", "RunFailed"})
+"""Events that say themselves that the Rollout holds."""
 
 
 def _count(seen: RolloutSnapshot, run: RunStatus, tally: Tally, gate: str) -> RunStatus:
@@ -117,28 +157,28 @@ def _batches_left(seen: RolloutSnapshot, run: RunStatus, untouched: int, *, dire
     return count + max(0, -(-left // size))
 
 
+@dataclass(frozen=True)
+class _View:
+    """What the conditions are made from: see `build_status`."""
+
+    seen: RolloutSnapshot
+    run: RunStatus | None
+    tally: Tally
+    running: Sequence[RunningVersion]
+    gate: str
+    history: Sequence[RunRecord]
+    hindrance: Hindrance | None
+    obstacle: Hindrance | None
+
+
 def _count_nodes(count: int) -> str:
     return "1 node" if count == 1 else f"{count} nodes"
 
 
-def _judge(
-    seen: RolloutSnapshot,
-    run: RunStatus | None,
-    gate: str,
-    history: Sequence[RunRecord],
-    tally: Tally,
-    *,
-    hindrance: Hindrance | None,
-    obstacle: Hindrance | None,
-) -> tuple[str, list[Finding]]:
+def _judge(view: _View) -> tuple[str, list[Finding]]:
     """Return the phase and the conditions: Ready always, the others while they have something to say."""
-    total = len(seen.members)
-    progress = f"{tally.updated} of {total} nodes run {seen.spec.version}"
-    if seen.owned_by_others:
-        owners = ", ".join(sorted(set(seen.owned_by_others.values())))
-        progress += (
-            f" (without {len(seen.owned_by_others)} nodes of the target that belong to older Rollouts: {owners})"
-        )
+    seen, run, gate, hindrance, obstacle = view.seen, view.run, view.gate, view.hindrance, view.obstacle
+    progress = _tell_progress(view)
     findings: list[Finding] = []
 
     def conclude(phase: str, ready: bool, reason: str, message: str, *, stalled: bool, busy: bool) -> str:
@@ -158,30 +198,28 @@ def _judge(
     holds_after_rollback = (
         run is not None and run.kind == "Rollback" and run.state != "Running" and run.revision == seen.wanted
     )
-    ended = _why_ended(seen, run, history) or "FailureToleranceExceeded"
+    ended = _why_ended(seen, run, view.history) or "FailureToleranceExceeded"
     if seen.deleting:
         phase = conclude("Deleting", False, "Deleting", gate, stalled=False, busy=True)
     elif run is not None and run.kind == "Rollback" and run.state == "Running":
-        what = obstacle.message if obstacle is not None else run.message
-        message = f"run {run.of_run} to {run.version} failed and is taken back: {what}"
         phase = conclude(
             "Stalled" if obstacle is not None else "RollingBack",
             False,
             obstacle.reason if obstacle is not None else "RollingBack",
-            message,
+            _tell_rolling_back(view, run),
             stalled=obstacle is not None,
             busy=obstacle is None,
         )
     elif holds_after_rollback:
         assert run is not None  # noqa: S101 - said by the condition above
-        message = _tell_rolled_back(run, history)
+        message = _tell_rolled_back(view, run)
         findings.append(Finding("RolledBack", "True", ended, message))
         phase = conclude("RolledBack", False, "RolledBack", message, stalled=True, busy=False)
     elif run is not None and run.state == "Paused":
-        message = f"run {run.id} to {run.version} stopped: {run.message}. Change spec.version or spec.template to go on"
+        message = f"run {run.id} to {run.version} stopped: {run.message}. {_how_to_go_on(seen)}. {_tell_versions(view)}"
         findings.append(Finding("Paused", "True", ended, message))
         phase = conclude("Stalled", False, ended, message, stalled=True, busy=False)
-    elif hindrance is not None:
+    elif hindrance is not None and (hindrance.stalled or not _has_completed(view)):
         phase = conclude(
             "Stalled" if hindrance.stalled else "Waiting",
             False,
@@ -194,14 +232,13 @@ def _judge(
         message = progress + (f"; {gate}" if gate else "")
         phase = conclude("Progressing", False, "Progressing", message, stalled=False, busy=True)
     elif run.state == "Failed":
-        message = (
-            f"run {run.id}: no node could be moved to {run.version}. Change spec.version or spec.template to go on"
-        )
+        message = f"run {run.id}: no node could be moved to {run.version}. {_how_to_go_on(seen)}"
         phase = conclude("Stalled", False, "RunFailed", message, stalled=True, busy=False)
     else:
-        message = progress + _tell_exceptions(seen, run)
+        # What hinders only for a moment hinders the next run, and says nothing against the one that has completed.
+        message = progress + _tell_exceptions(seen, run) + (f"; {hindrance.message}" if hindrance is not None else "")
         phase = conclude("Completed", True, "RunCompleted", message, stalled=False, busy=False)
-    findings += _degradations(seen, run, tally)
+    findings += _degradations(view)
     return phase, findings
 
 
@@ -214,11 +251,67 @@ def _why_ended(seen: RolloutSnapshot, run: RunStatus | None, history: Sequence[R
     return next((record.reason for record in history if record.id == run.of_run), run.reason)
 
 
-def _tell_rolled_back(run: RunStatus, history: Sequence[RunRecord]) -> str:
-    why = next((record.message for record in history if record.id == run.of_run), "")
+def _has_completed(view: _View) -> bool:
+    run = view.run
+    return run is not None and run.revision == view.seen.wanted and run.state in COMPLETED and run.kind == "Rollout"
+
+
+def _how_to_go_on(seen: RolloutSnapshot) -> str:
     return (
-        f"run {run.of_run} to {run.version} failed: {why or 'too many nodes failed'}. Run {run.id} took it back: "
-        f"{_count_nodes(run.healthy)} back, {run.failed} failed. Change spec.version or spec.template to go on"
+        "Change spec.version or spec.template to go on, or have the same tried again: "
+        f"outrider retry {seen.name} --namespace {seen.namespace}"
+    )
+
+
+def _tell_progress(view: _View) -> str:
+    seen, total = view.seen, len(view.seen.members)
+    verb = "node runs" if total == 1 else "nodes run"
+    progress = f"{view.tally.agents.updated} of {total} {verb} {seen.spec.version}"
+    if seen.owned_by_others:
+        owners = ", ".join(sorted(set(seen.owned_by_others.values())))
+        progress += (
+            f" (without {_count_nodes(len(seen.owned_by_others))} of the target that belong to older Rollouts: "
+            f"{shortened(owners, 500)})"
+        )
+    return progress
+
+
+def _tell_versions(view: _View) -> str:
+    """Say what runs on the nodes of the fleet now."""
+    parts = []
+    for each in view.running[:5]:
+        not_ready = each.nodes - each.ready
+        parts.append(
+            f"{each.version} on {_count_nodes(each.nodes)}" + (f" ({not_ready} of them not Ready)" if not_ready else "")
+        )
+    if view.running[5:]:
+        parts.append(f"{len(view.running) - 5} more versions")
+    if without := len(view.seen.members) - view.tally.agents.nodes:
+        parts.append(f"no agent on {_count_nodes(without)}")
+    return f"What runs: {', '.join(parts) or 'nothing'}"
+
+
+def _why_taken_back(view: _View, run: RunStatus) -> str:
+    why = next((record.message for record in view.history if record.id == run.of_run), "")
+    return why or "too many nodes failed"
+
+
+def _tell_rolling_back(view: _View, run: RunStatus) -> str:
+    if view.obstacle is not None:
+        return f"run {run.of_run} to {run.version} failed and is taken back: {view.obstacle.message}"
+    back = f"{_count_nodes(run.healthy)} back, {run.pending} on the way"
+    if run.failed:
+        back += f", {run.failed} failed"
+    return (
+        f"run {run.of_run} to {run.version} failed: {_why_taken_back(view, run)}. Run {run.id} takes it back: {back}"
+        + (f"; {view.gate}" if view.gate else "")
+    )
+
+
+def _tell_rolled_back(view: _View, run: RunStatus) -> str:
+    return (
+        f"run {run.of_run} to {run.version} failed: {_why_taken_back(view, run)}. Run {run.id} took it back: "
+        f"{_count_nodes(run.healthy)} back, {run.failed} failed. {_how_to_go_on(view.seen)}. {_tell_versions(view)}"
     )
 
 
@@ -230,7 +323,8 @@ def _tell_exceptions(seen: RolloutSnapshot, run: RunStatus) -> str:
     return note
 
 
-def _degradations(seen: RolloutSnapshot, run: RunStatus | None, tally: Tally) -> list[Finding]:
+def _degradations(view: _View) -> list[Finding]:
+    seen, run, tally = view.seen, view.run, view.tally
     reasons: list[tuple[str, str]] = []
     if revoked := _count_revoked(seen):
         told = ", ".join(f"{_count_nodes(count)} still on {version}" for version, count in sorted(revoked.items()))
@@ -247,16 +341,25 @@ def _degradations(seen: RolloutSnapshot, run: RunStatus | None, tally: Tally) ->
         if result.started_at is not None and (seen.now - result.started_at).total_seconds() >= STUCK_SECONDS
     ]
     if waiting:
-        names = ", ".join(waiting[:3]) + (f" and {len(waiting) - 3} more" if len(waiting) > 3 else "")
         reasons.append(
             (
                 "OldAgentsDoNotEnd",
-                f"more than {STUCK_SECONDS} s after their move began the old pods have not ended: {names}",
+                f"more than {STUCK_SECONDS} s after their move began the old pods have not ended: {_name(waiting)}",
             )
         )
+    if sick := view.tally.agents.sick:
+        what = "1 node has an agent that is" if len(sick) == 1 else f"{len(sick)} nodes have agents that are"
+        names = _name([f"{node} ({reason})" for node, reason in sick])
+        message = f"{what} not Ready for more than {seen.spec.health.timeout_seconds} s: {names}. Look at their pods"
+        reasons.append(("AgentsNotHealthy", message))
     if not reasons:
         return []
     return [Finding("Degraded", "True", reasons[0][0], "; ".join(message for _, message in reasons))]
+
+
+def _name(things: Sequence[str]) -> str:
+    """Return the first three of some things, and how many more there are."""
+    return ", ".join(things[:3]) + (f" and {len(things) - 3} more" if len(things) > 3 else "")
 
 
 def _count_revoked(seen: RolloutSnapshot) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """The life of a run: how it starts, gets its result, and goes into the history."""
 
 from outrider.api.rollout import RunKind, RunRecord, RunState, RunStatus
+from outrider.core.failures import find_failure
 from outrider.core.judgement import with_state
 from outrider.core.states import FAILED, RESULTS
 from outrider.core.work import Work
@@ -51,6 +52,10 @@ def end_run(work: Work, result: RunState, message: str) -> None:
         if work.finished[batch.name] is None:
             work.finished[batch.name] = work.seen.now
             work.urgent_batches.add(batch.name)
+    states = work.states()
+    if run.kind == "Rollout":
+        failed = [(e, r) for _, e, r in work.entries(FAILED) if not work.is_superseded(e, r)]
+        work.last_failure = find_failure(run, failed, message) or work.last_failure
     work.history.insert(
         0,
         RunRecord(
@@ -62,9 +67,9 @@ def end_run(work: Work, result: RunState, message: str) -> None:
             started_at=run.started_at,
             finished_at=run.finished_at or work.seen.now,
             nodes=run.nodes,
-            healthy=work.count({"Succeeded"}),
-            failed=work.count(FAILED),
-            skipped=work.count({"Skipped"}),
+            healthy=states["Succeeded"],
+            failed=sum(states[state] for state in FAILED),
+            skipped=states["Skipped"],
             reason=run.reason,
             message=message[:512],
         ),

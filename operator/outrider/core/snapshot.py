@@ -193,7 +193,8 @@ class RolloutSnapshot:
 
     `versions` are the component's versions that matter here, those that exist. `neighbours` are the components that
     `rules` require. A version that was verified before `verify_after` is
-    verified again before a run to it starts (None: never).
+    verified again before a run to it starts (None: never). `without_agent_since` says of nodes that have a revision and
+    no pod since when that has been seen.
     """
 
     now: datetime
@@ -225,6 +226,7 @@ class RolloutSnapshot:
     neighbours: Mapping[str, Neighbour] = field(default_factory=dict)
     verify_after: datetime | None = None
     answers: tuple[AnalysisAnswer, ...] = ()
+    without_agent_since: Mapping[str, datetime] = field(default_factory=dict)
 
     def phase_of(self, revision: str) -> Phase | None:
         """Return the phase of a revision's version; None if nobody knows it (any more)."""

@@ -31,8 +31,8 @@ def find_version_hindrance(work: Work) -> Hindrance | None:
         runs_it = _tell_nodes(count_nodes(work, seen.spec.version))
         return Hindrance(
             "VersionWithdrawn",
-            f"{name} is Withdrawn: no node is moved to it, and {runs_it} it. It goes on by itself once the version "
-            f"verifies again; or set spec.version to another. {_sentence(version.why)}",
+            f"{name} is Withdrawn: no node is moved to it, and {runs_it} it. It goes on by itself once it verifies "
+            f"again; or set spec.version to another. {_sentence(version.why)}".rstrip(),
             stalled=True,
         )
     under_way = run is not None and run.revision == seen.wanted

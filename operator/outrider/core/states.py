@@ -6,6 +6,8 @@ IN_FLIGHT: Final = frozenset({"Stopping", "Downloading", "Starting", "Returning"
 RESULTS: Final = frozenset({"Succeeded", "Failed", "RolledBack", "Skipped"})
 UNDECIDED: Final = frozenset({"Pending", "Stopping", "Downloading", "Starting", "Returning"})
 FAILED: Final = frozenset({"Failed", "Returning", "RolledBack"})
+NOT_BROUGHT: Final = FAILED | {"Skipped"}
+"""The run has given the node up, for now: it may be in a later batch of the same run."""
 ONGOING: Final = frozenset({"Running", "Paused"})
 BARRED: Final = frozenset({"Withdrawn", "Revoked"})
 """Phases of a version: no node may be sent to it."""

@@ -96,7 +96,7 @@ def describe_usage(usage: Usage) -> str:
     """Return in a few words who needs a version."""
     parts = []
     if usage.nodes:
-        parts.append(f"{usage.nodes} node{'' if usage.nodes == 1 else 's'} run it")
+        parts.append("1 node runs it" if usage.nodes == 1 else f"{usage.nodes} nodes run it")
     if usage.rollouts:
         parts.append(f"Rollouts that want it or may return to it: {', '.join(usage.rollouts)}")
     return "; ".join(parts) or "nobody"

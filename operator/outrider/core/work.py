@@ -9,13 +9,13 @@ from functools import cached_property
 from outrider.api.checks import AnalysisResult
 from outrider.api.componentversion import Phase
 from outrider.api.names import ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS, ROLE_REVISION
-from outrider.api.rollout import BatchNode, NodeResult, RunRecord, RunStatus
+from outrider.api.rollout import BatchNode, LastFailure, NodeResult, RunRecord, RunStatus
 from outrider.core.compatibility import UNKNOWN, Answer, NodeFacts, VersionRules, is_compatible
 from outrider.core.moves import is_leaving, next_assignment, target_of
 from outrider.core.plan import Action, Assign, CreateBatch, Event
 from outrider.core.scheduling import why_not_scheduled
 from outrider.core.snapshot import Batch, Hindrance, Node, Pod, RolloutSnapshot
-from outrider.core.states import BARRED, COMPLETED, RESULTS
+from outrider.core.states import BARRED, COMPLETED, NOT_BROUGHT, RESULTS
 
 
 class Results(dict[str, NodeResult]):
@@ -92,7 +92,9 @@ class Work:
     analyses: dict[str, list[AnalysisResult]] = field(default_factory=dict)
     questions: list[Action] = field(default_factory=list)
     fits: dict[tuple[object, ...], Answer] = field(default_factory=dict)
+    last_failure: LastFailure | None = None
     _touched: dict[int, frozenset[str]] = field(default_factory=dict)
+    _newest: dict[int, dict[tuple[str, str], BatchNode]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Begin with what is recorded."""
@@ -162,12 +164,14 @@ class Work:
         wanted = run if run is not None else (self.run.id if self.run else 0)
         return self._batches_by_run.get(wanted, [])
 
-    def entries(self, states: Collection[str] = ()) -> Iterator[tuple[Batch, BatchNode, NodeResult]]:
-        """Iterate over the node entries of the present run with their results so far: all, or those in some states.
+    def entries(
+        self, states: Collection[str] = (), run: int | None = None
+    ) -> Iterator[tuple[Batch, BatchNode, NodeResult]]:
+        """Iterate over the node entries of a run (default: the present one) with their results so far.
 
-        Batches without any in those states cost nothing.
+        All, or those in some states: batches without any in those states cost nothing.
         """
-        for batch in self.run_batches():
+        for batch in self.run_batches(run):
             results = self.results[batch.name]
             if states and not results.count(states):
                 continue
@@ -180,6 +184,33 @@ class Work:
         """Return how many node entries the present run has: all, or those in some states."""
         pages = (self.results[batch.name] for batch in self.run_batches())
         return sum(results.count(states) if states else len(results) for results in pages)
+
+    def states(self, new: Collection[tuple[str, str]] = ()) -> Counter[str]:
+        """Count the nodes of the present run by state, each once: who was left out first and moved later is moved.
+
+        `new` are the nodes (name and UID) of batches that are made in this pass.
+        """
+        found = Counter[str]({"Pending": len(new)})
+        for batch in self.run_batches():
+            found.update(self.results[batch.name].counts)
+        if new or self.count() != len(self.touched):
+            found.subtract(
+                result.state
+                for _, entry, result in self.entries(NOT_BROUGHT)
+                if (entry.name, entry.uid) in new or self.is_superseded(entry, result)
+            )
+        return found
+
+    def is_superseded(self, entry: BatchNode, result: NodeResult, run: int | None = None) -> bool:
+        """Tell whether a later batch of the same run has the node again: then that one tells how it is."""
+        if result.state not in NOT_BROUGHT:
+            return False
+        number = run if run is not None else (self.run.id if self.run else 0)
+        if number not in self._newest:
+            self._newest[number] = {
+                (each.name, each.uid): each for batch in self.run_batches(number) for each in batch.spec.nodes
+            }
+        return self._newest[number][entry.name, entry.uid] is not entry
 
     @property
     def touched(self) -> frozenset[str]:

@@ -59,6 +59,7 @@ class Memory:
     status_written: float = float("-inf")
     template_problems: dict[str, tuple[str, float]] = field(default_factory=dict)
     leaving_since: dict[str, datetime] = field(default_factory=dict)
+    without_agent_since: dict[str, datetime] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
     refused: int = 0
     asked: tuple[str, datetime] | None = None
@@ -144,8 +145,11 @@ class Gatherer:
             for node in all_nodes
             if node.name in members or (node.name not in foreign and _is_ours(node, key, revisions))
         }
+        now = clock.now()
+        without = (name for name in members if name not in pods and nodes[name].labels.get(key) in revisions)
+        memory.without_agent_since = {name: memory.without_agent_since.get(name, now) for name in without}
         return RolloutSnapshot(
-            now=clock.now(),
+            now=now,
             namespace=namespace,
             name=name,
             uid=uid,
@@ -182,6 +186,7 @@ class Gatherer:
             neighbours=self._neighbours(namespace, {need for rule in known_rules for need, _ in rule.requires}),
             verify_after=self._verify_after(wanted, memory),
             answers=tuple(memory.answers.values()),
+            without_agent_since=memory.without_agent_since,
         )
 
     def _verify_after(self, wanted: str, memory: Memory) -> datetime:

@@ -329,7 +329,7 @@ class RolloutReconciler:
             "updated": run.updated if run else 0,
             "outdated": run.outdated if run else 0,
             "pending": run.pending if run else 0,
-            "failed": run.failed if run else 0,
+            "failed": plan.status.failed,
             "skipped": run.skipped if run else 0,
         }
         for state, value in values.items():
