@@ -33,6 +33,26 @@ STRATEGIES = st.one_of(
         st.sampled_from([0, 1, "30%"]),
     ),
     st.builds(
+        lambda window, tolerance: {
+            "type": "Rolling",
+            "rolling": {"maxUnavailable": window},
+            "failureTolerance": tolerance,
+        },
+        st.sampled_from([1, 3, "10%", "34%", "100%"]),
+        st.sampled_from([0, 1, "10%", "50%"]),
+    ),
+    st.builds(
+        lambda first, window, tolerance: {
+            "type": "Canary",
+            "canary": {"steps": [{"nodes": first, "soakSeconds": 3}]},
+            "rolling": {"maxUnavailable": window},
+            "failureTolerance": tolerance,
+        },
+        st.sampled_from([1, 2, "5%"]),
+        st.sampled_from([1, "20%"]),
+        st.sampled_from([0, 1, "30%"]),
+    ),
+    st.builds(
         lambda limit, tolerance: {"type": "Full", "full": {"maxInFlight": limit}, "failureTolerance": tolerance},
         st.sampled_from([1, "30%", "100%"]),
         st.sampled_from([0, "20%"]),

@@ -121,8 +121,8 @@ def test_only_a_canary_has_steps() -> None:
         pytest.param(full("30%"), 11, 4, id="a share rounds up"),
         pytest.param(full("1%"), 3, 1, id="at least one, or nothing would ever move"),
         pytest.param(full(40), 10, 40, id="a number"),
-        pytest.param(rolling(2), 10, 10, id="a batch bounds itself"),
-        pytest.param(rolling(2), 0, 1, id="never nothing"),
+        pytest.param(rolling(2), 10, 2, id="no more than a batch, whatever is recorded"),
+        pytest.param(rolling(0), 0, 1, id="never nothing"),
     ],
 )
 def test_in_flight_limit(spec: RolloutSpec, total: int, limit: int) -> None:

@@ -109,15 +109,41 @@ class Canary(ApiModel):
 
 
 class Rolling(ApiModel):
-    """Batch after batch; a batch ends before the next begins."""
+    """Batch after batch, or a sliding window."""
 
-    batch_size: Annotated[
-        IntOrPercent,
-        Field(json_schema_extra={"x-kubernetes-validations": [AT_LEAST_ONE]}),
-    ] = "10%"
-    """How many nodes move together; a percentage is of the run's nodes and rounds up. At least 1."""
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "!has(self.maxUnavailable) || (!has(self.batchSize) && "
+                    "(!has(self.batchIntervalSeconds) || self.batchIntervalSeconds == 0))",
+                    "with maxUnavailable there are no batches: remove batchSize and batchIntervalSeconds, or "
+                    "maxUnavailable",
+                )
+            ]
+        }
+    )
+
+    batch_size: (
+        Annotated[
+            IntOrPercent,
+            Field(json_schema_extra={"x-kubernetes-validations": [AT_LEAST_ONE]}),
+        ]
+        | None
+    ) = None
+    """How many nodes move together; a percentage is of the run's nodes and rounds up. At least 1. A batch ends before
+    the next begins. Neither this nor maxUnavailable: batches of 10%."""
     batch_interval_seconds: Seconds = 0
     """How long a finished batch is watched before the next starts."""
+    max_unavailable: (
+        Annotated[
+            IntOrPercent,
+            Field(json_schema_extra={"x-kubernetes-validations": [AT_LEAST_ONE]}),
+        ]
+        | None
+    ) = None
+    """Instead of batches, a sliding window: so many nodes at most are without a working agent at a time, and as soon as
+    one is done the next starts. A percentage is of the run's nodes and rounds up. At least 1."""
 
 
 class Full(ApiModel):
@@ -155,7 +181,7 @@ class Strategy(ApiModel):
     canary: Canary | None = None
     """The steps before rolling; only with type Canary."""
     rolling: Rolling | None = None
-    """Batches; with type Rolling or Canary. Absent: batches of 10%."""
+    """Batches or a window; with type Rolling or Canary. Absent: batches of 10%."""
     full: Full | None = None
     """Limits for type Full."""
     failure_tolerance: IntOrPercent = 0
@@ -251,9 +277,9 @@ class RunStatus(ApiModel):
     nodes: int = 0
     """The fleet's size when it started: what percentages are of."""
     batches: int = 0
-    """How many batches were started."""
+    """How many batches were started; in a window, how many RolloutBatches of up to 100 nodes were made."""
     batch: str = ""
-    """For people: batches started / batches expected."""
+    """For people: batches started / batches expected; in a window, RolloutBatches likewise."""
     updated: int = 0
     """Nodes of the fleet that run what the spec wants."""
     healthy: int = 0
@@ -442,7 +468,7 @@ class RolloutBatchSpec(ApiModel):
     version: Annotated[str, Field(max_length=48)]
     """The run's version."""
     batch: int
-    """The batch's number in the run, from 1."""
+    """The batch's number in the run, from 1; in a window every RolloutBatch has its own."""
     page: int = 1
     """The page's number in the batch, from 1."""
     step: int = 0

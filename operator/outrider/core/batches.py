@@ -21,10 +21,16 @@ def order_nodes(nodes: Iterable[Node], rollout_uid: str, run: int) -> list[Node]
     )
 
 
+def has_window(spec: RolloutSpec) -> bool:
+    """Tell whether nodes roll in a sliding window, and not in batches."""
+    return spec.strategy.rolling is not None and spec.strategy.rolling.max_unavailable is not None
+
+
 def rolling_size(spec: RolloutSpec, total: int) -> int:
-    """Return how many nodes a rolling batch holds in a run over `total` nodes; at least 1."""
-    size = spec.strategy.rolling.batch_size if spec.strategy.rolling else "10%"
-    return max(1, resolve(size, total, up=True))
+    """Return how many nodes a rolling batch, or the window, holds in a run over `total` nodes; at least 1."""
+    rolling = spec.strategy.rolling
+    size = (rolling.max_unavailable if has_window(spec) else rolling.batch_size) if rolling else None
+    return max(1, resolve("10%" if size is None else size, total, up=True))
 
 
 def canary_size(spec: RolloutSpec, step: int, total: int) -> int:
@@ -39,11 +45,23 @@ def canary_steps(spec: RolloutSpec) -> int:
 
 
 def in_flight_limit(spec: RolloutSpec, total: int) -> int:
-    """Return how many nodes of a batch may be without a working agent at a time; at least 1."""
+    """Return how many nodes may be without a working agent at a time, but for a canary step; at least 1."""
     if spec.strategy.type != "Full":
-        return max(1, total)  # a batch bounds itself
+        return rolling_size(spec, total)
     limit = spec.strategy.full.max_in_flight if spec.strategy.full else "100%"
     return max(1, resolve(limit, total, up=True))
+
+
+def ahead(untouched: int, window: int) -> int:
+    """Return how many nodes more a window should have on record, so that it never waits for a record.
+
+    While a window's worth is on record and untouched, every node that is done has its successor at hand. Two are
+    recorded at a time, in full pages: each needs the order of all nodes that are left.
+    """
+    if untouched >= window:
+        return 0
+    missing = 2 * window - untouched
+    return -(-missing // PAGE) * PAGE
 
 
 def tolerated(value: int | str, total: int) -> int:

@@ -8,7 +8,7 @@ Assumptions:
 
 Invariants:
 - A node is moved only as a member of a stored batch (or welcomed to the stable revision when it has no assignment).
-- Never more nodes without a working agent because of us than the batch, or `maxInFlight`, allows.
+- Never more nodes without a working agent because of us than the batch, the window or `maxInFlight` allows.
 - A verdict that is acted on was stored before.
 - A node goes back only to a revision from a completed run, or to none.
 - No node sets out for a version that is Withdrawn or Revoked (`move` sees to it, whoever asks).
@@ -22,6 +22,7 @@ from datetime import timedelta
 from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import RolloutBatchStatus, RunState
 from outrider.core import batches as arithmetic
+from outrider.core import window
 from outrider.core.analysis import ask_analyses, hear_answers, wait_for_analyses, why_analysis_failed
 from outrider.core.counts import count_agents
 from outrider.core.judgement import judge_nodes, tell_end_of_batch, why_over_tolerance, with_state
@@ -42,7 +43,7 @@ from outrider.core.probes import probe_agents
 from outrider.core.revision import joiners_id
 from outrider.core.rollout_status import Tally, build_status, tell_changes
 from outrider.core.runs import end_run, finish_run, start_run
-from outrider.core.selection import create_batch, next_size, remaining_nodes
+from outrider.core.selection import create_batch, create_batches, next_size, remaining_nodes
 from outrider.core.snapshot import Batch, Node, RolloutSnapshot
 from outrider.core.standing import (
     find_verification_hindrance,
@@ -50,12 +51,11 @@ from outrider.core.standing import (
     request_verification,
     tell_blocked_returns,
 )
-from outrider.core.states import COMPLETED, FAILED, IN_FLIGHT, NOT_BROUGHT, ONGOING, UNDECIDED
+from outrider.core.states import COMPLETED, FAILED, NOT_BROUGHT, ONGOING, UNDECIDED
 from outrider.core.work import (
     Work,
     bad_revisions,
     check_fit,
-    count_between_elsewhere,
     find_phase,
     is_barred,
     is_direct,
@@ -267,7 +267,8 @@ def close_batches(work: Work) -> None:
         done = work.results[batch.name].are_complete
         if done and work.finished[batch.name] is None:
             work.finished[batch.name] = work.seen.now
-            work.urgent_batches.add(batch.name)
+            if batch.spec.step or not window.rolls_in_a_window(work):
+                work.urgent_batches.add(batch.name)  # what the next batch builds on
             ended.add(batch.spec.batch)
         elif not done:
             work.finished[batch.name] = None
@@ -281,22 +282,13 @@ def move_open_batches(work: Work) -> None:
     """Which nodes of the started batches have not been touched yet? They leave, as many as may be in flight."""
     if not work.is_active or work.run is None:
         return
-    limit = arithmetic.in_flight_limit(work.seen.spec, max(work.run.nodes, 1))
-    entries = [(batch, entry, result, same_node(work, entry)) for batch, entry, result in work.entries(UNDECIDED)]
-
-    def is_between(node: Node | None) -> bool:
-        return node is not None and is_leaving(work.assignment(node))
-
-    # A node that an earlier run left half-way is without its agent already: it counts before its turn comes.
-    in_flight = sum(
-        result.state in IN_FLIGHT or (result.state == "Pending" and is_between(node)) for _, _, result, node in entries
-    )
-    in_flight += count_between_elsewhere(work)
+    places = window.count_places(work)
     blocked: list[tuple[str, str]] = []
-    for batch, entry, result, node in entries:
+    for batch, entry, result in list(work.entries({"Pending", "Stopping"})):
+        node = same_node(work, entry)
         if node is None:
             continue
-        if result.state in {"Pending", "Stopping"} and is_barred(work, entry.to):
+        if is_barred(work, entry.to):
             if work.assignment(node) not in {entry.to, leaving(entry.to)}:
                 blocked.append((entry.name, entry.to))
             continue
@@ -304,10 +296,8 @@ def move_open_batches(work: Work) -> None:
             move(work, node, entry.to)  # planned before, but the patch was not made
         if result.state != "Pending":
             continue
-        if not is_between(node):
-            if in_flight >= limit:
-                continue
-            in_flight += 1
+        if not places.take(work, node):
+            continue
         move(work, node, entry.to)
         work.results[batch.name][entry.name] = result.model_copy(
             update={
@@ -324,7 +314,11 @@ def wait_for_the_batch(work: Work) -> None:
     if not work.is_active or work.run is None:
         return
     stored = work.run_batches()
-    if any(work.finished[batch.name] is None for batch in stored):
+    if open_batches := [batch for batch in stored if work.finished[batch.name] is None]:
+        if window.rolls_in_a_window(work) and not any(batch.spec.step for batch in open_batches):
+            places = window.count_places(work)
+            work.gate = f"{places.moving} nodes are being moved, at most {places.limit} at a time"
+            return
         work.gate = f"batch {work.run.batches}: waiting for its nodes to become healthy"
         work.ended = True
         return
@@ -338,10 +332,10 @@ def wait_for_the_batch(work: Work) -> None:
     spec = work.seen.spec.strategy
     if step and spec.canary and step <= len(spec.canary.steps):
         soak = spec.canary.steps[step - 1].soak_seconds
-    elif remaining_nodes(work):
-        soak = spec.rolling.batch_interval_seconds if spec.rolling else 0
     else:
-        soak = 0
+        soak = spec.rolling.batch_interval_seconds if spec.rolling else 0
+        if soak and not remaining_nodes(work):
+            soak = 0
     ends = max(finished for batch in last if (finished := work.finished[batch.name])) + timedelta(seconds=soak)
     if work.seen.now < ends:
         what = f"canary step {step}" if step else f"batch {number}"
@@ -358,6 +352,9 @@ def start_next_batch(work: Work) -> None:
     if seen.wanted not in seen.revisions:
         work.prerequisites.append(CreateRevision(seen.wanted))
         return
+    step, size = next_size(work, run)
+    if not size:
+        return
     candidates = remaining_nodes(work)
     movable = [node for node in candidates if why_skip(work, node) is None]
     if not movable:
@@ -370,19 +367,22 @@ def start_next_batch(work: Work) -> None:
         # Nodes that were away when the run completed form a late batch of it.
         work.update_run(state="Running", finished_at=None)
         work.urgent_status = True
-    step, size = next_size(work, run)
-    size = max(1, size - count_between_elsewhere(work))
-    # Nodes that a run before this one left on something untried come first: they have the least to lose.
-    bad = bad_revisions(work)
+    # Nodes that a run before this one left on something untried come first: they have the least to lose. Of them those
+    # that are not even Ready there.
     ordered = arithmetic.order_nodes(movable, seen.uid, run.id)
-    chosen = sorted(ordered, key=lambda node: work.assignment(node) not in bad)[:size]
-    create_batch(work, chosen, step=step, to=lambda _: run.revision)
+    if untried := bad_revisions(work):
+        ordered.sort(key=lambda node: (work.assignment(node) not in untried, not window.is_away(work, node, untried)))
+    chosen = ordered[:size]
+    create_batches(work, chosen, step=step, to=lambda _: run.revision)
 
 
 def start_next_rollback_batch(work: Work) -> None:
     """Which nodes of the failed run have not been taken back yet? Failed ones first, in batches, without canary."""
     run, seen = work.run, work.seen
     if run is None or run.kind != "Rollback" or run.state != "Running":
+        return
+    _, size = next_size(work, run)
+    if not size:
         return
     taken = {(entry.name, entry.uid) for _, entry, _ in work.entries()}
     origin = {
@@ -400,7 +400,9 @@ def start_next_rollback_batch(work: Work) -> None:
             continue
         known = origin.get(identity)
         (failed if known is not None and known[1].state in FAILED else others).append(node)
-    left = arithmetic.order_nodes(failed, seen.uid, run.id) + arithmetic.order_nodes(others, seen.uid, run.id)
+    left = arithmetic.order_nodes(failed, seen.uid, run.id) + sorted(
+        arithmetic.order_nodes(others, seen.uid, run.id), key=lambda node: not window.is_away(work, node, bad)
+    )
 
     def back(node: Node) -> str:
         known = origin.get((node.name, node.uid))
@@ -410,16 +412,15 @@ def start_next_rollback_batch(work: Work) -> None:
     left = [node for node in left if not is_barred(work, back(node))]
     if not left:
         return
-    size = len(left)
-    if seen.spec.strategy.type != "Full":
-        size = max(1, arithmetic.rolling_size(seen.spec, run.nodes) - count_between_elsewhere(work))
-    create_batch(work, left[:size], step=0, to=back)
+    create_batches(work, left[:size], step=0, to=back)
 
 
 def complete(work: Work) -> None:
     """Is nothing left to do? Then the run has its result."""
     run = work.run
     if run is None or run.state != "Running" or work.new_batches or work.prerequisites or work.obstacle:
+        return
+    if any(work.finished[batch.name] is None for batch in work.run_batches()):
         return
     states = work.states()
     total, failed = states.total(), sum(states[state] for state in FAILED)
@@ -484,9 +485,9 @@ POLICIES: tuple[Policy, ...] = (
     hold,  # pause, missing or withdrawn version: no new move from here on
     send_failed_nodes_back,  # what failed returns before the next node leaves
     close_batches,  # only now: a failed node that goes back keeps its batch open
-    move_open_batches,  # a started batch is completed before the next is made
+    move_open_batches,  # a started batch is completed before the next is made; a window is filled first
     ask_analyses,  # only about a batch that has ended; before whatever waits, for they are asked meanwhile
-    wait_for_the_batch,  # batch under way, soak, interval
+    wait_for_the_batch,  # batch under way, soak, interval; a window waits for none of its own
     wait_for_analyses,  # after all other gates: their answers are fresh when the next batch starts
     start_next_rollback_batch,  # of a rollback
     start_next_batch,  # of a rollout
@@ -609,10 +610,12 @@ def _assemble(work: Work) -> Plan:
     if tally.agents.wake_at is not None:
         work.wakes.append(tally.agents.wake_at)
     work.events.extend(tell_changes(seen, status, work.events))
-    if work.new_batches:
+    if work.new_batches and not window.rolls_in_a_window(work):
         work.urgent_status = True
+    # Who arrives comes before who leaves: he has been without an agent for longer.
+    moves = sorted(work.moves, key=lambda move: is_leaving(move.after))
     return Plan(
-        actions=(*work.prerequisites, *records, *work.new_batches, *work.moves, *work.questions, *work.clean_up),
+        actions=(*work.prerequisites, *records, *work.new_batches, *moves, *work.questions, *work.clean_up),
         status=status,
         events=tuple(work.events),
         urgent_status=work.urgent_status,

@@ -153,7 +153,7 @@ def _batches_left(seen: RolloutSnapshot, run: RunStatus, untouched: int, *, dire
         for step in range(run.batches + 1, arithmetic.canary_steps(seen.spec) + 1):
             if left > 0:
                 left, count = left - arithmetic.canary_size(seen.spec, step, run.nodes), count + 1
-    size = arithmetic.rolling_size(seen.spec, run.nodes)
+    size = arithmetic.PAGE if arithmetic.has_window(seen.spec) else arithmetic.rolling_size(seen.spec, run.nodes)
     return count + max(0, -(-left // size))
 
 

@@ -1,6 +1,6 @@
 """Which nodes a run moves next, and the record that is stored before the first of them is touched."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from outrider.api.names import batch_name
 from outrider.api.rollout import BatchNode, RolloutBatchSpec, RunStatus
@@ -9,7 +9,16 @@ from outrider.core.moves import is_leaving
 from outrider.core.plan import CreateBatch
 from outrider.core.snapshot import Node
 from outrider.core.states import COMES_BACK
-from outrider.core.work import Work, check_fit, is_barred, is_direct, revision_to_return_to, why_skip
+from outrider.core.window import count_to_record, rolls_in_a_window
+from outrider.core.work import (
+    Work,
+    check_fit,
+    count_between_elsewhere,
+    is_barred,
+    is_direct,
+    revision_to_return_to,
+    why_skip,
+)
 
 
 def remaining_nodes(work: Work) -> list[Node]:
@@ -48,10 +57,14 @@ def remaining_nodes(work: Work) -> list[Node]:
 
 
 def next_size(work: Work, run: RunStatus) -> tuple[int, int]:
-    """Return the canary step (0: none) and the size of the run's next batch."""
+    """Return the canary step (0: none) and how many nodes the run records next.
+
+    0 nodes: those of a window that are recorded and not touched yet suffice.
+    """
     spec = work.seen.spec
     if spec.strategy.type == "Full":
         return 0, len(work.seen.nodes)
+    elsewhere = count_between_elsewhere(work)
     if not is_direct(run):
         # A step whose nodes were all skipped proved nothing: it is taken again with others.
         steps = {
@@ -61,8 +74,21 @@ def next_size(work: Work, run: RunStatus) -> tuple[int, int]:
         }
         step = max(steps, default=0) + 1
         if step <= arithmetic.canary_steps(spec):
-            return step, arithmetic.canary_size(spec, step, run.nodes)
-    return 0, arithmetic.rolling_size(spec, run.nodes)
+            return step, max(1, arithmetic.canary_size(spec, step, run.nodes) - elsewhere)
+    if rolls_in_a_window(work):
+        return 0, count_to_record(work)
+    return 0, max(1, arithmetic.rolling_size(spec, run.nodes) - elsewhere)
+
+
+def create_batches(work: Work, nodes: Sequence[Node], *, step: int, to: Callable[[Node], str]) -> None:
+    """Record the nodes that come next: one batch, or for a window as many as there are pages."""
+    if step or not rolls_in_a_window(work):
+        create_batch(work, nodes, step=step, to=to)
+        return
+    gate = work.gate
+    for page in arithmetic.pages(nodes):
+        create_batch(work, page, step=0, to=to)
+    work.gate = gate or work.gate  # what is recorded ahead is nothing that the run waits for
 
 
 def create_batch(work: Work, nodes: Iterable[Node], *, step: int, to: Callable[[Node], str]) -> None:
