@@ -331,6 +331,10 @@ ACCEPTED = {
     "node names": rollout(target={"nodeNames": ["a", "b"]}),
     "batches of 1": rolling(batchSize=1),
     "batches of 100%": rolling(batchSize="100%"),
+    "a window of 1": rolling(maxUnavailable=1),
+    "a window of 100%": rolling(maxUnavailable="100%"),
+    "a window, and no interval": rolling(maxUnavailable="10%", batchIntervalSeconds=0),
+    "canary, then a window": canary({"nodes": 1}, rolling={"maxUnavailable": "10%"}),
     "canary, then rolling": canary({"nodes": 1, "soakSeconds": 60}, {"nodes": "10%"}, rolling={"batchSize": "20%"}),
     "all at once": rollout(strategy={"type": "Full", "full": {"maxInFlight": "50%"}, "failureTolerance": "5%"}),
     "some of health": rollout(health={"timeoutSeconds": 60}),
@@ -642,6 +646,14 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "type Rolling with full": (
         rollout(strategy={"type": "Rolling", "full": {"maxInFlight": 1}}),
         "strategy.full needs type Full",
+    ),
+    "a window of 0": (rolling(maxUnavailable=0), AT_LEAST_ONE),
+    "a window of 0%": (rolling(maxUnavailable="0%"), AT_LEAST_ONE),
+    "a window of 101%": (rolling(maxUnavailable="101%"), PERCENT),
+    "a window of batches": (rolling(maxUnavailable=1, batchSize=1), "with maxUnavailable there are no batches"),
+    "a window with an interval": (
+        rolling(maxUnavailable=1, batchIntervalSeconds=5),
+        "with maxUnavailable there are no batches",
     ),
     "type Full with rolling": (
         rollout(strategy={"type": "Full", "rolling": {"batchSize": 1}}),

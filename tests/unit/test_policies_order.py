@@ -362,12 +362,16 @@ def test_a_pause_beats_a_rollback() -> None:
 )
 def test_half_made_moves_are_finished(hold: Callable[[Fleet], None]) -> None:
     fleet = updating(lambda fleet, _: any(is_leaving(fleet.assignment(name)) for name in fleet.nodes))
+    half_made = {name for name in fleet.nodes if is_leaving(fleet.assignment(name))}
+    assert len(half_made) == 3
     hold(fleet)
+    arrived: set[str] = set()
     for _ in range(10):
         fleet.execute(fleet.plan())
         fleet.tick()
-    assert not any(is_leaving(fleet.assignment(name)) for name in fleet.nodes)
-    assert fleet.assignments()[NEW] == 3, "to where its record says"
+        # To where its record says. From there it may leave again in time, where another version is wanted.
+        arrived |= {name for name in half_made if fleet.assignment(name) == NEW}
+    assert arrived == half_made
 
 
 @pytest.mark.parametrize("reason", ["spec.version", "failures"])
