@@ -170,7 +170,7 @@ def test_another_release_name_and_namespace_hang_together() -> None:
         assert (subject["name"], subject["namespace"]) == (account, "agents")
     assert one(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == account
     conditions = json.dumps([each["spec"] for each in objects if each["kind"] == "ValidatingAdmissionPolicy"])
-    assert conditions.count(f"system:serviceaccount:agents:{account}'") == 5
+    assert conditions.count(f"system:serviceaccount:agents:{account}'") == 6
 
 
 def test_a_service_account_of_ones_own() -> None:
@@ -383,7 +383,7 @@ CLUSTER_ROLE = {
     "outrider.dev/rollouts/status": {"patch"},
     "outrider.dev/rolloutbatches/status": {"patch"},
     "outrider.dev/rolloutbatches": {"get", "list", "watch", "create", "delete"},
-    "apps/daemonsets": {"get", "list", "watch", "create", "delete"},
+    "apps/daemonsets": {"get", "list", "watch", "create", "delete", "patch"},
     "batch/jobs": {"get", "list", "watch", "create", "delete"},
     "/pods/log": {"get"},
     "/namespaces": {"get"},
@@ -470,6 +470,7 @@ def test_every_policy_is_in_force_and_fails_closed() -> None:
         "outrider-versions",
         "outrider-version-finalizers",
         "outrider-operator-on-specs",
+        "outrider-operator-on-daemonsets",
     }
     assert {policy["failurePolicy"] for policy in POLICIES.values()} == {"Fail"}
     assert [{"policyName": name, "validationActions": ["Deny"]} for name in POLICIES] == BINDINGS

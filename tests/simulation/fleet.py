@@ -254,7 +254,7 @@ class Fleet:
             self.status,
         )
 
-    def _do(self, action: actions.Action) -> None:
+    def _do(self, action: actions.Action) -> None:  # noqa: C901 - one case for each kind
         match action:
             case actions.ProbeAgents() | actions.AskAnalysis():
                 self._ask(action)
@@ -285,8 +285,11 @@ class Fleet:
                     return
                 self._check_record(name, uid, after)
                 self._check_phase(before, after)
-                sim.node = replace(sim.node, labels={**sim.node.labels, KEY: after})
+                labels = {key: value for key, value in sim.node.labels.items() if key != KEY}
+                sim.node = replace(sim.node, labels=labels if after is None else {**labels, KEY: after})
                 self.patches.append(action)
+            case actions.ChangeAdopted():
+                self.change_adopted(action)
 
     def _ask(self, action: actions.ProbeAgents | actions.AskAnalysis) -> None:
         """Ask agents or an analysis, and remember it as the operator does: a verdict lasts since its first answer."""
@@ -310,8 +313,14 @@ class Fleet:
                 pod.check = Measurement(verdict, "its check says so", self.now, since, told)
                 self.probes += 1
 
-    def _check_record(self, name: str, uid: str, after: str) -> None:
+    def change_adopted(self, action: actions.ChangeAdopted) -> None:
+        """A DaemonSet that is taken over gets another form: `simulation.adopted` has one."""
+        raise AssertionError(f"there is no DaemonSet to take over: {action}")
+
+    def _check_record(self, name: str, uid: str, after: str | None) -> None:
         """No node moves to a revision that no stored batch brings, but to one that was stable."""
+        if after is None:
+            return
         goal = after.removeprefix("to-")
         if self.status.revisions is not None:
             self.ever_stable.add(self.status.revisions.stable)
@@ -325,8 +334,10 @@ class Fleet:
         known = goal in self.ever_stable or goal == "none" or goal in recorded
         assert known, f"{name} moves to {goal} without a record"
 
-    def _check_phase(self, before: str | None, after: str) -> None:
+    def _check_phase(self, before: str | None, after: str | None) -> None:
         """No node sets out for a version that is Withdrawn or Revoked; who is on the way may arrive."""
+        if after is None:
+            return
         goal = after.removeprefix("to-")
         if self._is_barred(goal):
             assert before == f"to-{goal}", f"a node goes from {before} to {after}, which is barred"

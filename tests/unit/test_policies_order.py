@@ -438,7 +438,7 @@ def assert_safe(fleet: Fleet, plan: Plan) -> None:
     for action in plan.actions:
         if isinstance(action, actions.DeleteRevision):
             named = {value.removeprefix("to-") for name in fleet.nodes if (value := fleet.assignment(name))}
-            going = {move.after.removeprefix("to-") for move in plan.moves}
+            going = {str(move.after).removeprefix("to-") for move in plan.moves}
             assert action.revision not in named | going | {f"r-{fleet.spec.version}"}, "a revision in use is kept"
 
 

@@ -48,10 +48,18 @@ LABEL_ANALYSIS: Final = f"{GROUP}/analysis"
 ANNOTATION_BATCH: Final = f"{GROUP}/about-batch"
 """On an analysis' Job: the RolloutBatch that it is about."""
 
+# On a DaemonSet that is taken over.
+ANNOTATION_ADOPTED_BY: Final = f"{GROUP}/adopted-by"
+"""The name of the Rollout that took it over."""
+ANNOTATION_ORIGINAL: Final = f"{GROUP}/adopted-original"
+"""What was changed at the take-over, as it was before, in JSON: it outlives the Rollout."""
+
 # On nodes.
 ASSIGNMENT_PREFIX: Final = f"agents.{GROUP}/"
 ASSIGNMENT_NONE: Final = "none"
 ASSIGNMENT_LEAVING: Final = "to-"
+ASSIGNMENT_LEGACY: Final = "legacy"
+"""The node runs the pod of the DaemonSet that was taken over. It acts as a revision: nodes come from it and return."""
 LABEL_OS: Final = "kubernetes.io/os"
 LABEL_ARCH: Final = "kubernetes.io/arch"
 LABEL_EXCLUDE: Final = f"{GROUP}/exclude"

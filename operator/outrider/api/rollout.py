@@ -17,6 +17,7 @@ from outrider.api.base import (
     Time,
     list_map,
     rule,
+    worded,
 )
 from outrider.api.checks import Analysis, AnalysisResult, HttpCheck
 from outrider.api.componentversion import Component, Version
@@ -219,6 +220,31 @@ class Health(ApiModel):
     """Containers whose restarts and crash loops do not count. The pod has to become Ready all the same."""
 
 
+class Adoption(ApiModel):
+    """An existing DaemonSet whose agent the component replaces."""
+
+    daemon_set: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+            json_schema_extra=worded(
+                "write the name of a DaemonSet of this namespace",
+                rule(
+                    "self == oldSelf",
+                    "spec.adoption.daemonSet cannot be changed: give the first DaemonSet back (giveBack: true), or "
+                    "delete it once no node runs it, and remove spec.adoption in between",
+                ),
+            ),
+        ),
+    ]
+    """The DaemonSet to take over, in the Rollout's namespace. Its nodes move from it by label; no pod restarts at the
+    take-over."""
+    give_back: bool = False
+    """Takes all nodes back to the DaemonSet, in batches, and then leaves it as it was before."""
+
+
 class RolloutSpec(ApiModel):
     """What a fleet shall run, and how it gets there. Outrider never writes here."""
 
@@ -244,6 +270,8 @@ class RolloutSpec(ApiModel):
     """No new move, automatic rollback included. Half-made moves are finished, health is watched, time stands still."""
     run_history_limit: Annotated[int, Field(ge=1, le=50)] = 10
     """How many ended runs, with their RolloutBatches, are kept."""
+    adoption: Adoption | None = None
+    """An existing DaemonSet to take over. Removing this changes nothing: what was taken over stays so."""
 
 
 RunKind = Literal["Rollout", "Rollback"]
@@ -344,6 +372,34 @@ class Revisions(ApiModel):
     """The revision that the spec asks for."""
 
 
+AdoptionState = Literal["Adopting", "Adopted", "GivingBack", "GivenBack", "Refused", "Gone"]
+"""Adopting: its nodes are being labelled. Adopted: nodes move from it. GivingBack: they return to it. GivenBack: it is
+as it was before. Refused: it was left as it is. Gone: it was deleted after it had been taken over."""
+
+
+class AdoptionStatus(ApiModel):
+    """How far the take-over of a DaemonSet got."""
+
+    daemon_set: Annotated[str, Field(max_length=253)]
+    """The DaemonSet."""
+    uid: Annotated[str, Field(max_length=128)] = ""
+    """Its UID."""
+    state: AdoptionState
+    """Adopting, Adopted, GivingBack, GivenBack, Refused or Gone."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """Why, or what to do next, as a sentence."""
+    nodes: int = 0
+    """Nodes that still run its pods, by their label."""
+    original: Annotated[str, Field(max_length=65536)] = ""
+    """What was changed of it, as it was before, in JSON; the same stands on it as an annotation."""
+    reverts: int = 0
+    """How often somebody took back what it needs, in a short time."""
+    reverted_at: Time | None = None
+    """When that was noticed last."""
+    reverted_by: Annotated[str, Field(max_length=253)] = ""
+    """The field manager that wrote last before."""
+
+
 class NodeFailure(ApiModel):
     """A node that failed, for a first look; RolloutBatches have them all."""
 
@@ -410,8 +466,10 @@ class RolloutStatus(ApiModel):
     """The last run in which nodes failed, whatever came after it."""
     history: Annotated[list[RunRecord], Field(max_length=50, json_schema_extra=ATOMIC_LIST)] = []
     """Ended runs, newest first."""
+    adoption: AdoptionStatus | None = None
+    """The DaemonSet that is taken over; absent without one."""
     conditions: Conditions = []
-    """Ready, Reconciling, Stalled, Progressing, Paused, Degraded, RolledBack."""
+    """Ready, Reconciling, Stalled, Progressing, Paused, Degraded, RolledBack, AdoptionReverted."""
 
 
 ROLLOUT_RULES: list[dict[str, Any]] = [

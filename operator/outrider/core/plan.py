@@ -7,7 +7,7 @@ off in between is found by the next snapshot.
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutStatus
 
@@ -66,12 +66,24 @@ class WriteBatch:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Change one node's assignment, only if node UID and present assignment are still what was seen."""
+    """Change one node's assignment, only if node UID and present assignment are still what was seen.
+
+    `after` None takes the label away.
+    """
 
     node: str
     uid: str
     before: str | None
-    after: str
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAdopted:
+    """Let a DaemonSet that is taken over want other nodes: one JSON patch, which tests that it is as it was seen."""
+
+    daemonset: str
+    form: str
+    operations: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +130,7 @@ Action = (
     | RequestVerification
     | CreateRevision
     | CreateJoiners
+    | ChangeAdopted
     | CreateBatch
     | WriteBatch
     | Assign

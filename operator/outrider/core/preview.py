@@ -218,7 +218,8 @@ class _World:
                     continue
                 case actions.Assign(name, _, _, goal):
                     node = self.nodes[name]
-                    self.nodes[name] = replace(node, labels={**node.labels, self._key: goal})
+                    labels = {key: value for key, value in node.labels.items() if key != self._key}
+                    self.nodes[name] = replace(node, labels=labels if goal is None else {**labels, self._key: goal})
                     self._start_agent(name, goal)
                 case _:
                     continue

@@ -19,10 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
-from outrider.api.names import ASSIGNMENT_NONE
+from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE
 from outrider.api.rollout import RolloutBatchStatus, RunState
+from outrider.core import adoption, window
 from outrider.core import batches as arithmetic
-from outrider.core import window
+from outrider.core.adoption import give_back, start_next_give_back_batch, take_over
 from outrider.core.analysis import ask_analyses, hear_answers, wait_for_analyses, why_analysis_failed
 from outrider.core.counts import count_agents
 from outrider.core.judgement import judge_nodes, tell_end_of_batch, why_over_tolerance, with_state
@@ -80,6 +81,7 @@ def plan_rollout(seen: RolloutSnapshot) -> Plan:
         last_failure=seen.status.last_failure,
     )
     work.hindrance = seen.hindrance or find_version_hindrance(work)
+    adoption.begin(work)
     for policy in POLICIES:
         policy(work)
         if work.ended:
@@ -111,7 +113,9 @@ def let_go(work: Work) -> None:
     work.ended = True
     work.gate = "deleted: half-made moves are being finished"
     # A dead node cannot finish its move, and must not hold up the deletion.
-    if seen.has_finalizer and not any(node.ready and is_leaving(work.assignment(node)) for node in seen.nodes.values()):
+    if any(node.ready and is_leaving(work.assignment(node)) for node in seen.nodes.values()):
+        return
+    if adoption.let_legacy_go(work) and seen.has_finalizer:
         work.clean_up.append(DropFinalizer())
 
 
@@ -194,10 +198,10 @@ def supersede(work: Work) -> None:
 
 def welcome_joiners(work: Work) -> None:
     """Which nodes have no assignment though there is a stable revision? They get that one, never a half-tested one."""
-    if work.stable is None or work.stable not in work.seen.revisions:
+    if work.stable is None or work.stable not in work.seen.revisions or not adoption.may_welcome(work):
         return
     stable, serving = work.stable, work.seen.joiners
-    wanted = _wanted_joiners(work, stable)
+    wanted = adoption.hand_over_joiners(work, _wanted_joiners(work, stable))
     if outdated := [joiners for joiners in serving if joiners != wanted]:
         work.clean_up.extend(DeleteJoiners(joiners) for joiners in outdated)
     elif wanted is not None and wanted not in serving:
@@ -379,7 +383,7 @@ def start_next_batch(work: Work) -> None:
 def start_next_rollback_batch(work: Work) -> None:
     """Which nodes of the failed run have not been taken back yet? Failed ones first, in batches, without canary."""
     run, seen = work.run, work.seen
-    if run is None or run.kind != "Rollback" or run.state != "Running":
+    if run is None or run.kind != "Rollback" or run.state != "Running" or adoption.is_giving_back(run.revision):
         return
     _, size = next_size(work, run)
     if not size:
@@ -422,6 +426,9 @@ def complete(work: Work) -> None:
         return
     if any(work.finished[batch.name] is None for batch in work.run_batches()):
         return
+    if adoption.is_giving_back(run.revision):
+        adoption.finish_giving_back(work)
+        return
     states = work.states()
     total, failed = states.total(), sum(states[state] for state in FAILED)
     if run.kind == "Rollback":
@@ -462,7 +469,8 @@ def forget(work: Work) -> None:
     limit = seen.spec.run_history_limit
     del work.history[limit:]
     kept = {record.id for record in work.history} | ({work.run.id} if work.run else set())
-    needed = {seen.wanted, work.stable, work.run.revision if work.run else None}
+    # The DaemonSet that was taken over is its owner's.
+    needed = {ASSIGNMENT_LEGACY, seen.wanted, work.stable, work.run.revision if work.run else None}
     for batch in seen.batches:
         if batch.spec.run not in kept:
             work.clean_up.append(DeleteBatch(batch.name))
@@ -479,7 +487,9 @@ POLICIES: tuple[Policy, ...] = (
     probe_agents,  # agents are asked in pauses too, as health is watched there
     hear_answers,  # an answer is recorded before anybody acts on it
     let_go,  # a deleted Rollout starts nothing, not even a rollback
+    take_over,  # before any move: what a DaemonSet that was taken over has lost is put back
     decide_failure,  # over the tolerance, or Revoked, nothing new starts, whatever the spec now says
+    give_back,  # who gives the DaemonSet back wants no run to anything else
     supersede,  # another wish ends the run before it starts one more batch
     welcome_joiners,  # a node that joined gets the stable revision, in pauses too
     hold,  # pause, missing or withdrawn version: no new move from here on
@@ -489,6 +499,7 @@ POLICIES: tuple[Policy, ...] = (
     ask_analyses,  # only about a batch that has ended; before whatever waits, for they are asked meanwhile
     wait_for_the_batch,  # batch under way, soak, interval; a window waits for none of its own
     wait_for_analyses,  # after all other gates: their answers are fresh when the next batch starts
+    start_next_give_back_batch,  # of nodes that return to the DaemonSet that was taken over
     start_next_rollback_batch,  # of a rollback
     start_next_batch,  # of a rollout
     complete,  # only when no batch could be made
@@ -606,6 +617,7 @@ def _assemble(work: Work) -> Plan:
         gate=work.gate,
         hindrance=work.hindrance or work.doubt,
         obstacle=work.obstacle,
+        adoption=work.adoption,
     )
     if tally.agents.wake_at is not None:
         work.wakes.append(tally.agents.wake_at)

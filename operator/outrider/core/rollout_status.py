@@ -3,8 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from outrider.api.rollout import LastFailure, Revisions, RolloutStatus, RunningVersion, RunRecord, RunStatus
+from outrider.api.names import ASSIGNMENT_LEGACY
+from outrider.api.rollout import (
+    AdoptionStatus,
+    LastFailure,
+    Revisions,
+    RolloutStatus,
+    RunningVersion,
+    RunRecord,
+    RunStatus,
+)
 from outrider.core import batches as arithmetic
+from outrider.core.adoption import is_reverted, tell_revert
 from outrider.core.conditions import Finding, merge_conditions, shortened
 from outrider.core.counts import Agents
 from outrider.core.failures import Entry, find_failure, name_failures
@@ -19,7 +29,9 @@ MAX_VERSIONS = 10
 STUCK_SECONDS = 60
 """A node that waits longer than this for its old pod to end is worth telling."""
 
-CONDITION_TYPES = frozenset({"Ready", "Reconciling", "Stalled", "Progressing", "Paused", "Degraded", "RolledBack"})
+CONDITION_TYPES = frozenset(
+    {"Ready", "Reconciling", "Stalled", "Progressing", "Paused", "Degraded", "RolledBack", "AdoptionReverted"}
+)
 """The conditions that are Outrider's."""
 
 
@@ -61,6 +73,7 @@ def build_status(
     gate: str,
     hindrance: Hindrance | None,
     obstacle: Hindrance | None,
+    adoption: AdoptionStatus | None = None,
 ) -> RolloutStatus:
     """Return the status that tells what is true now.
 
@@ -77,8 +90,9 @@ def build_status(
         RunningVersion(version=version, nodes=nodes, ready=ready)
         for version, (nodes, ready) in sorted(agents.versions.items(), key=lambda item: (-item[1][0], item[0]))
     ]
-    view = _View(seen, run, tally, running, gate, history, hindrance, obstacle)
+    view = _View(seen, run, tally, running, gate, history, hindrance, obstacle, adoption)
     phase, findings = _judge(view)
+    findings += _tell_reverts(seen, adoption)
     # A node that failed and whose way back failed as well counts once.
     failed = list({(entry.name, entry.uid): (entry, r) for entry, r in [*tally.failed_before, *tally.failed]}.values())
     return RolloutStatus(
@@ -93,6 +107,7 @@ def build_status(
         failures=name_failures(failed),
         last_failure=last_failure,
         history=list(history),
+        adoption=adoption,
         conditions=merge_conditions(seen.status.conditions, findings, seen.generation, seen.now),
     )
 
@@ -169,6 +184,7 @@ class _View:
     history: Sequence[RunRecord]
     hindrance: Hindrance | None
     obstacle: Hindrance | None
+    adoption: AdoptionStatus | None
 
 
 def _count_nodes(count: int) -> str:
@@ -202,11 +218,12 @@ def _judge(view: _View) -> tuple[str, list[Finding]]:
     if seen.deleting:
         phase = conclude("Deleting", False, "Deleting", gate, stalled=False, busy=True)
     elif run is not None and run.kind == "Rollback" and run.state == "Running":
+        reason, message = _tell_rollback(view, run)
         phase = conclude(
             "Stalled" if obstacle is not None else "RollingBack",
             False,
-            obstacle.reason if obstacle is not None else "RollingBack",
-            _tell_rolling_back(view, run),
+            reason,
+            message,
             stalled=obstacle is not None,
             busy=obstacle is None,
         )
@@ -220,13 +237,14 @@ def _judge(view: _View) -> tuple[str, list[Finding]]:
         findings.append(Finding("Paused", "True", ended, message))
         phase = conclude("Stalled", False, ended, message, stalled=True, busy=False)
     elif hindrance is not None and (hindrance.stalled or not _has_completed(view)):
+        arrived = hindrance.reason == "GivenBack"
         phase = conclude(
-            "Stalled" if hindrance.stalled else "Waiting",
-            False,
+            "Completed" if arrived else "Stalled" if hindrance.stalled else "Waiting",
+            arrived,
             hindrance.reason,
             hindrance.message,
             stalled=hindrance.stalled,
-            busy=not hindrance.stalled,
+            busy=not hindrance.stalled and not arrived,
         )
     elif run is None or run.revision != seen.wanted or run.state == "Running":
         message = progress + (f"; {gate}" if gate else "")
@@ -254,6 +272,20 @@ def _why_ended(seen: RolloutSnapshot, run: RunStatus | None, history: Sequence[R
 def _has_completed(view: _View) -> bool:
     run = view.run
     return run is not None and run.revision == view.seen.wanted and run.state in COMPLETED and run.kind == "Rollout"
+
+
+def _tell_rollback(view: _View, run: RunStatus) -> tuple[str, str]:
+    """Return reason and message while nodes go back."""
+    if run.revision == ASSIGNMENT_LEGACY and view.adoption is not None:
+        return "GivingBack", view.adoption.message + (f"; {run.message}" if run.message else "")
+    reason = view.obstacle.reason if view.obstacle is not None else "RollingBack"
+    return reason, _tell_rolling_back(view, run)
+
+
+def _tell_reverts(seen: RolloutSnapshot, adoption: AdoptionStatus | None) -> list[Finding]:
+    if adoption is None or not is_reverted(adoption, seen.now):
+        return []
+    return [Finding("AdoptionReverted", "True", "AdoptionReverted", tell_revert(adoption))]
 
 
 def _how_to_go_on(seen: RolloutSnapshot) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 
 from outrider.api.checks import AnalysisVerdict
 from outrider.api.componentversion import Phase
@@ -165,6 +166,36 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class Legacy:
+    """A DaemonSet to take over, as it stands. Without a UID there is none of that name.
+
+    `pod` is the spec of its template, `annotations` are all of its own. `original` is what was stored of it before it
+    was changed, on itself or in the Rollout's status. `observed` says that the DaemonSet controller knows its present
+    spec; `ours` that Outrider made it; `controller` which object owns it, if any does. `writer` is the field manager,
+    other than ours, that wrote last; `problem` what the API server said against our last patch.
+
+    `serves_others` says that it serves, or may come to serve, unlabelled nodes that are no members; `in_the_way` names
+    the nodes that would get a second agent if it wanted all nodes again that it wanted before.
+    """
+
+    name: str
+    uid: str = ""
+    generation: int = 0
+    observed: bool = True
+    deleting: bool = False
+    ours: bool = False
+    controller: str = ""
+    pod: Mapping[str, Any] = field(default_factory=dict)
+    strategy: Mapping[str, Any] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    original: Mapping[str, Any] | None = None
+    writer: str = ""
+    problem: str = ""
+    serves_others: bool = True
+    in_the_way: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Hindrance:
     """Why nothing new may be started now.
 
@@ -194,7 +225,8 @@ class RolloutSnapshot:
     `versions` are the component's versions that matter here, those that exist. `neighbours` are the components that
     `rules` require. A version that was verified before `verify_after` is
     verified again before a run to it starts (None: never). `without_agent_since` says of nodes that have a revision and
-    no pod since when that has been seen.
+    no pod since when that has been seen. `legacy` is the DaemonSet that `spec.adoption` names, or
+    that was taken over before.
     """
 
     now: datetime
@@ -227,6 +259,7 @@ class RolloutSnapshot:
     verify_after: datetime | None = None
     answers: tuple[AnalysisAnswer, ...] = ()
     without_agent_since: Mapping[str, datetime] = field(default_factory=dict)
+    legacy: Legacy | None = None
 
     def phase_of(self, revision: str) -> Phase | None:
         """Return the phase of a revision's version; None if nobody knows it (any more)."""

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from outrider.api.checks import AnalysisResult
 from outrider.api.componentversion import Phase
-from outrider.api.names import ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS, ROLE_REVISION
-from outrider.api.rollout import BatchNode, LastFailure, NodeResult, RunRecord, RunStatus
+from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS, ROLE_REVISION
+from outrider.api.rollout import AdoptionStatus, BatchNode, LastFailure, NodeResult, RunRecord, RunStatus
 from outrider.core.compatibility import UNKNOWN, Answer, NodeFacts, VersionRules, is_compatible
 from outrider.core.moves import is_leaving, next_assignment, target_of
 from outrider.core.plan import Action, Assign, CreateBatch, Event
@@ -63,7 +63,8 @@ class Work:
     `hindrance` is why no new run may start, and why one to this version stands still; `obstacle` why nodes of a failed
     run cannot return; `doubt` what nobody can tell for too long. `unknown` are nodes, with why, whose check has told
     nothing until their deadline. `questions` are checks to be asked. `fits` remembers which kinds of nodes fit which
-    revisions.
+    revisions. `form` says which nodes the DaemonSet that was taken over wants (None: there is none), and `adoption` is
+    what the status will say of it.
 
     A fleet may be large, and a pass short: what most policies look at is counted, or sorted by what it is, once.
     """
@@ -93,6 +94,8 @@ class Work:
     questions: list[Action] = field(default_factory=list)
     fits: dict[tuple[object, ...], Answer] = field(default_factory=dict)
     last_failure: LastFailure | None = None
+    adoption: AdoptionStatus | None = None
+    form: str | None = None
     _touched: dict[int, frozenset[str]] = field(default_factory=dict)
     _newest: dict[int, dict[tuple[str, str], BatchNode]] = field(default_factory=dict)
 
@@ -310,7 +313,7 @@ def bad_revisions(work: Work) -> frozenset[str]:
     if work.run is not None:
         bad.add(work.run.revision)
     bad -= {record.revision for record in records if record.result in COMPLETED}
-    return frozenset(bad - {work.stable})
+    return frozenset(bad - {work.stable, ASSIGNMENT_LEGACY})
 
 
 def revision_to_return_to(work: Work, node: Node) -> str:
@@ -357,6 +360,11 @@ def move(work: Work, node: Node, target: str) -> None:
         for pod in work.pods(node.name)
         if pod.live
     }
-    step = next_assignment(assignment, target, live, served_by_joiners=bool(work.seen.joiners))
+    by_legacy = work.form is not None and work.form != "Last"
+    if by_legacy and not work.seen.joiners and assignment is None and target == ASSIGNMENT_LEGACY:
+        # Labelled or not, the same DaemonSet wants it: its pod stays.
+        step = target if live <= {ASSIGNMENT_LEGACY} else None
+    else:
+        step = next_assignment(assignment, target, live, served_by_joiners=by_legacy or bool(work.seen.joiners))
     if step is not None:
         work.moves.append(Assign(node.name, node.uid, assignment, step))

@@ -117,6 +117,7 @@ class Controller:
             settings,
             self.checks,
             self._version_reconciler.request_verification,
+            self._rollout_queue.add,
         )
         self._synced = [informer.synced for informer in self._informers]
         self._synced += [self.trust.informer.synced, self.jobs.informer.synced]
@@ -150,8 +151,9 @@ class Controller:
             group.create_task(self._rollout_queue.run())
 
     def stop(self) -> None:
-        """Cancel what runs in threads."""
+        """Cancel what runs in threads, and what is watched besides."""
         self._version_reconciler.stop()
+        self._rollout_reconciler.stop()
 
     async def _resync(self) -> None:
         """List the custom resources at the start, and again now and then."""

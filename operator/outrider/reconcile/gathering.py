@@ -22,6 +22,7 @@ from outrider.core.revision import hash_target, joiners_id, revision_of
 from outrider.core.snapshot import (
     AnalysisAnswer,
     Batch,
+    Legacy,
     Measurement,
     Neighbour,
     Node,
@@ -29,6 +30,7 @@ from outrider.core.snapshot import (
     RolloutSnapshot,
     VersionState,
 )
+from outrider.reconcile.adoption import Adoptions
 from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
 from outrider.settings import Settings
 
@@ -95,8 +97,9 @@ class Caches:
 class Gatherer:
     """Puts snapshots together. `observing_since` is when all caches were filled: None before."""
 
-    def __init__(self, caches: Caches, settings: Settings) -> None:
+    def __init__(self, caches: Caches, settings: Settings, adoptions: Adoptions | None = None) -> None:
         self._caches = caches
+        self._adoptions = adoptions
         self._settings = settings
         self._rules: dict[str, tuple[str, int, Compatibility | None]] = {}
         self.observing_since: datetime | None = None
@@ -140,10 +143,14 @@ class Gatherer:
         all_nodes = list(self._caches.nodes.values())
         members, foreign = select_members(all_nodes, spec.target, older)
         batches = tuple(self._batches(namespace, uid, memory))
+        legacy = self._look_at_legacy(body, key, spec, status, all_nodes, members)
+        for pod in self._adoptions.pods(f"{namespace}/{name}") if self._adoptions and legacy is not None else ():
+            pods.setdefault(pod.node, []).append(pod)
+        known = {**revisions, names.ASSIGNMENT_LEGACY: ""} if legacy is not None else revisions
         nodes = {
             node.name: node
             for node in all_nodes
-            if node.name in members or (node.name not in foreign and _is_ours(node, key, revisions))
+            if node.name in members or (node.name not in foreign and _is_ours(node, key, known))
         }
         now = clock.now()
         without = (name for name in members if name not in pods and nodes[name].labels.get(key) in revisions)
@@ -187,6 +194,26 @@ class Gatherer:
             verify_after=self._verify_after(wanted, memory),
             answers=tuple(memory.answers.values()),
             without_agent_since=memory.without_agent_since,
+            legacy=legacy,
+        )
+
+    def _look_at_legacy(
+        self,
+        body: Json,
+        key: str,
+        spec: RolloutSpec,
+        status: RolloutStatus,
+        nodes: Iterable[Node],
+        members: frozenset[str],
+    ) -> Legacy | None:
+        """Return the DaemonSet that the Rollout takes over, if it takes over one."""
+        metadata, known = body["metadata"], status.adoption
+        leaving = bool(metadata.get("deletionTimestamp")) or (spec.adoption is not None and spec.adoption.give_back)
+        leaving = leaving or (known is not None and known.state in {"GivingBack", "GivenBack"})
+        if self._adoptions is None:
+            return None
+        return self._adoptions.look(
+            f"{metadata['namespace']}/{metadata['name']}", key, spec.target, known, nodes, members, leaving=leaving
         )
 
     def _verify_after(self, wanted: str, memory: Memory) -> datetime:

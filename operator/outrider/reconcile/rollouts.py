@@ -35,6 +35,7 @@ from outrider.core.revision import (
 from outrider.core.rollout import plan_rollout
 from outrider.core.rollout_status import CONDITION_TYPES, STUCK_SECONDS
 from outrider.core.snapshot import RolloutSnapshot
+from outrider.reconcile.adoption import Adoptions
 from outrider.reconcile.checks import Checks
 from outrider.reconcile.gathering import TEMPLATE_SECONDS, Caches, Gatherer, Memory
 from outrider.reconcile.places import fetch_settings
@@ -63,6 +64,7 @@ class RolloutReconciler:
         settings: Settings,
         checks: Checks,
         request_verification: Callable[[str, str], None] = lambda _namespace, _name: None,
+        wake: Callable[[str], None] = lambda _key: None,
     ) -> None:
         self._cluster = cluster
         self._caches = caches
@@ -72,7 +74,12 @@ class RolloutReconciler:
         self._checks = checks
         self._request_verification = request_verification
         self._memories: dict[str, Memory] = {}
-        self._gatherer = Gatherer(caches, settings)
+        self._adoptions = Adoptions(cluster, wake)
+        self._gatherer = Gatherer(caches, settings, self._adoptions)
+
+    def stop(self) -> None:
+        """Stop watching what is taken over."""
+        self._adoptions.stop()
 
     def begin(self) -> None:
         """Note that all caches are filled: from now on the cluster is seen."""
@@ -85,11 +92,13 @@ class RolloutReconciler:
         if body is None:
             self._memories.pop(key, None)
             self._checks.forget(key)
+            self._adoptions.forget(key)
             _forget_metrics(namespace, name)
             return None
         memory = self._memories.get(key)
         if memory is None or memory.uid != body["metadata"]["uid"]:
             memory = self._memories[key] = Memory(uid=body["metadata"]["uid"])
+        await self._adoptions.watch(key, body)
         seen = self._gatherer.gather(body, memory)
         plan = plan_rollout(seen)
         self._gatherer.remember_asking(seen, plan, memory)
@@ -128,6 +137,8 @@ class RolloutReconciler:
                     await self._create_revision(seen, revision, memory)
                 case actions.CreateJoiners(revision):
                     await self._create_joiners(seen, revision)
+                case actions.ChangeAdopted():
+                    await self._change_adopted(seen, action)
                 case _:
                     pass
 
@@ -216,6 +227,22 @@ class RolloutReconciler:
         except Stalling as error:
             logger.warning("Rollout %s/%s: joining nodes wait: %s", seen.namespace, seen.name, error.message)
 
+    async def _change_adopted(self, seen: RolloutSnapshot, change: actions.ChangeAdopted) -> None:
+        key = f"{seen.namespace}/{seen.name}"
+        try:
+            answer = await self._cluster.patch_json(
+                DAEMON_SETS, seen.namespace, change.daemonset, list(change.operations)
+            )
+        except Conflict as error:
+            logger.info("DaemonSet %s is not as it was seen, looking again: %s", change.daemonset, error.message)
+        except OutriderError as error:
+            # A policy or webhook may refuse it, for as long as its owner likes: that is told, and holds nothing else.
+            logger.warning("Rollout %s: DaemonSet %s cannot be changed: %s", key, change.daemonset, error.message)
+            self._adoptions.note(key, None, error.message)
+        else:
+            logger.info("Rollout %s: DaemonSet %s changed (%s)", key, change.daemonset, change.form)
+            self._adoptions.note(key, answer)
+
     async def _create_daemonset(self, daemonset: Json) -> None:
         namespace, name = daemonset["metadata"]["namespace"], daemonset["metadata"]["name"]
         try:
@@ -282,7 +309,7 @@ class RolloutReconciler:
         operations: list[Json] = [
             {"op": "test", "path": "/metadata/uid", "value": move.uid},
             {"op": "test", "path": path, "value": move.before},
-            {"op": "add", "path": path, "value": move.after},
+            {"op": "remove", "path": path} if move.after is None else {"op": "add", "path": path, "value": move.after},
         ]
         try:
             answer = await self._cluster.patch_json(NODES, None, move.node, operations)
@@ -371,7 +398,7 @@ class RolloutReconciler:
             waits.append(float(STUCK_SECONDS))
         if memory.template_problems:
             waits.append(TEMPLATE_SECONDS)
-        if memory.refused:
+        if memory.refused or self._adoptions.has_problem(f"{seen.namespace}/{seen.name}"):
             waits.append(_REFUSED_SECONDS)
         return min(waits, default=None)
 
