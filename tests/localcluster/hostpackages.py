@@ -1,10 +1,12 @@
-"""Programs of the operating system that real nodes and images need."""
+"""Programs of the operating system that real nodes, images and tests need."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 from localcluster.errors import LauncherError
 from localcluster.locations import cache_directory, exclusive
@@ -69,9 +71,54 @@ def ensure(programs: dict[str, str]) -> None:
         raise LauncherError(f"apt-get could not install {' '.join(missing)}:\n{tail}")
 
 
-def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def unpacked(program: str, package: str) -> Path:
+    """Path of a program of a Debian package, unpacked into the cache: nothing is installed, nothing started.
+
+    For packages that would run a service of their own. One that is installed already is used.
+    """
+    installed = find(program)
+    if installed is not None:
+        return Path(installed)
+    folder = cache_directory() / "packages" / package
+    with exclusive(cache_directory() / "packages.lock", f"it unpacks the Debian package {package}"):
+        if not folder.exists():
+            _unpack(package, folder)
+    found = sorted(path for path in folder.glob(f"**/bin/{program}") if path.is_file())
+    if not found:
+        raise LauncherError(f"the Debian package {package} has no program {program}")
+    return found[0]
+
+
+def _unpack(package: str, folder: Path) -> None:
+    apt, dpkg = shutil.which("apt-get"), shutil.which("dpkg-deb")
+    if apt is None or dpkg is None:
+        raise LauncherError(f"missing program: install the Debian package {package} or its like (there is no apt-get)")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
+        ticking(f"fetching the Debian package {package}"),
+    ):
+        result = _run([apt, "download", "-qq", package], dict(os.environ), scratch)
+        if result.returncode != 0 and os.geteuid() == 0:
+            _run([apt, "update", "-qq"], dict(os.environ))
+            result = _run([apt, "download", "-qq", package], dict(os.environ), scratch)
+        archives = list(Path(scratch).glob("*.deb"))
+        if not archives:
+            tail = "\n".join(result.stdout.splitlines()[-5:])
+            raise LauncherError(f"apt-get could not fetch {package}:\n{tail}")
+        content = Path(scratch) / "content"
+        result = _run([dpkg, "-x", str(archives[0]), str(content)], dict(os.environ))
+        if result.returncode != 0:
+            raise LauncherError(f"{archives[0].name} could not be unpacked:\n{result.stdout}")
+        content.rename(folder)
+
+
+def _run(
+    command: list[str], environment: dict[str, str], folder: str | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
+        cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outrider.api.checks import HttpCheck
 from outrider.api.rollout import Health
 from outrider.core.health import CANNOT_START, HEALTHY, Verdict, is_sound, judge_pods
-from outrider.core.snapshot import Pod
+from outrider.core.snapshot import Measurement, Pod
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 HEALTH = Health(timeout_seconds=300, min_ready_seconds=10, max_restarts=2)
@@ -79,6 +80,29 @@ READY = pod(ready_since=ago(60))
             "ArtifactRefused",
             id="a refusal says most, so it comes first",
         ),
+        # init containers that have to come to an end
+        pytest.param(
+            [pod(trouble="CrashLoopBackOff", retries=2)],
+            "Starting",
+            "CrashLoopBackOff",
+            id="an init container may be tried again",
+        ),
+        pytest.param(
+            [pod(trouble="CrashLoopBackOff", retries=3)],
+            "Failed",
+            "CrashLoopBackOff",
+            id="a crash loop of an init container that lasts",
+        ),
+        pytest.param(
+            [pod(trouble="ImagePullBackOff", retries=0)],
+            "Failed",
+            "ImagePullBackOff",
+            id="what no init container can mend by waiting",
+        ),
+        # no place
+        pytest.param(
+            [pod(unschedulable="no free ports")], "Starting", "Unschedulable", id="the scheduler finds no place (yet)"
+        ),
         *(
             pytest.param([pod(trouble=reason, restarts=2)], "Failed", reason, id=f"{reason} does not mend itself")
             for reason in sorted(CANNOT_START)
@@ -98,6 +122,22 @@ def test_verdict(pods: list[Pod], state: str, reason: str) -> None:
         ),
         pytest.param([pod(restarts=5)], ["agent-x", "5 times", "allowed are 2"], id="restarts, counted"),
         pytest.param(
+            [pod(restarts=5, crash="container agent ended with exit code 137, OOMKilled")],
+            ["5 times", "exit code 137, OOMKilled"],
+            id="restarts, and how the last one ended",
+        ),
+        pytest.param(
+            [pod(restarts=2, trouble="CrashLoopBackOff", trouble_message="container a: back-off", crash="exit code 2")],
+            ["CrashLoopBackOff: exit code 2"],
+            id="a crash loop: how it ends says more than that it waits",
+        ),
+        pytest.param(
+            [pod(crash="container agent ended with exit code 2: no device")],
+            ["is not Ready", "no device"],
+            id="a crash that is forgiven is told all the same",
+        ),
+        pytest.param([pod(unschedulable="no free ports")], ["agent-x", "no free ports"], id="the scheduler's words"),
+        pytest.param(
             [pod(restarts=5, trouble="CrashLoopBackOff")], ["CrashLoopBackOff"], id="restarts, with what holds it now"
         ),
         pytest.param(
@@ -115,6 +155,49 @@ def test_verdict(pods: list[Pod], state: str, reason: str) -> None:
 def test_messages_say_which_pod_and_why(pods: list[Pod], words: list[str]) -> None:
     message = judge_pods(pods, "B", HEALTH, NOW).message
     assert all(word in message for word in words), message
+
+
+# --- the agent's own check ----------------------------------------------------------------------
+
+CHECKED = HEALTH.model_copy(update={"http": HttpCheck(port=8080)})
+
+
+def told(verdict: Any, since: float = 60, told_at: datetime | None = None) -> Measurement:
+    return Measurement(verdict, "it answered so", NOW, ago(since), told_at)
+
+
+@pytest.mark.parametrize(
+    ("check", "state", "reason", "unknown"),
+    [
+        pytest.param(None, "Starting", "CheckPending", True, id="not asked yet"),
+        pytest.param(told("Unknown"), "Starting", "HealthUnknown", True, id="nobody can tell"),
+        pytest.param(told("Fail"), "Starting", "CheckFailed", False, id="it answers badly"),
+        pytest.param(told("Pass"), "Healthy", "", False, id="it passes for long enough"),
+        pytest.param(told("Pass", since=9.9), "Starting", "MinReady", False, id="it passes, but not for long enough"),
+    ],
+)
+def test_a_ready_agent_by_what_it_says_itself(
+    check: Measurement | None, state: str, reason: str, unknown: bool
+) -> None:
+    seen = replace(READY, ip="10.0.0.1", check=check)
+    verdict = judge_pods([seen], "B", CHECKED, NOW, is_checked=True)
+    assert (verdict.state, verdict.reason, verdict.unknown) == (state, reason, unknown)
+    if check is not None and check.verdict != "Pass":
+        assert "it answered so" in verdict.message
+    assert judge_pods([seen], "B", CHECKED, NOW).state == "Healthy", "who is not asked is judged without"
+
+
+def test_a_pod_without_an_address_cannot_be_asked() -> None:
+    verdict = judge_pods([READY], "B", CHECKED, NOW, is_checked=True)
+    assert (verdict.reason, verdict.unknown) == ("HealthUnknown", True)
+
+
+def test_readiness_and_check_must_both_have_lasted() -> None:
+    check = told("Pass", since=3)
+    verdict = judge_pods([replace(READY, ip="10.0.0.1", check=check)], "B", CHECKED, NOW, is_checked=True)
+    assert verdict.wake_at == NOW + timedelta(seconds=7)
+    young = pod(ready_since=ago(2), ip="10.0.0.1", check=told("Pass"))
+    assert judge_pods([young], "B", CHECKED, NOW, is_checked=True).wake_at == NOW + timedelta(seconds=8)
 
 
 def test_minimum_of_zero_seconds_is_healthy_at_once() -> None:
