@@ -34,11 +34,12 @@ class Answer:
 class FileServer:
     """Serves what it is told, on loopback, from threads."""
 
-    def __init__(self, certificate: KeyPair | None = None) -> None:
+    def __init__(self, certificate: KeyPair | None = None, *, address: str = LOOPBACK, port: int | None = None) -> None:
         """With a certificate it speaks TLS."""
         self.answers: dict[str, Answer] = {}
         self.asked: list[str] = []
-        self._port = free_port(LOOPBACK, set())
+        self._address = address
+        self._port = free_port(address, set()) if port is None else port
         self._server: ThreadingHTTPServer | None = None
         self._context: ssl.SSLContext | None = None
         if certificate is not None:
@@ -48,13 +49,13 @@ class FileServer:
     def url(self, path: str) -> str:
         """Where a path is."""
         scheme = "http" if self._context is None else "https"
-        return f"{scheme}://{LOOPBACK}:{self._port}/{path}"
+        return f"{scheme}://{self._address}:{self._port}/{path}"
 
     def start(self) -> None:
         """Listen, at the same address each time."""
         if self._server is not None:
             return
-        self._server = ThreadingHTTPServer((LOOPBACK, self._port), _handler_for(self))
+        self._server = ThreadingHTTPServer((self._address, self._port), _handler_for(self))
         self._server.daemon_threads = True
         if self._context is not None:
             # Whoever does not believe the certificate hangs up, and must not hold up others: its thread does that.

@@ -36,6 +36,7 @@ class OperatorProcess:
             # The stories' web server is on loopback, which no source may be on otherwise.
             "OUTRIDER_ALLOWED_SOURCE_ADDRESSES": "127.0.0.0/8",
             "OUTRIDER_PLAIN_HTTP_SOURCES": "127.0.0.1:*",
+            "OUTRIDER_ALLOWED_CHECK_ADDRESSES": "127.0.0.0/8",
             "OUTRIDER_FRESH_SECONDS": "2",
             "OUTRIDER_MAX_ARTIFACT_BYTES": str(8 * 1024 * 1024),
             **settings,

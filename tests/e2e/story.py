@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from e2e.agents import PATH, Agents
 from e2e.files import P256, Answer, FileServer, Signer
 from e2e.operator_process import OperatorProcess
 from e2e.repository import Repository
@@ -79,6 +80,11 @@ def agent_template(realistic: bool = False, **container: Any) -> Object:
     return pod
 
 
+def http_check(agents: Agents, **check: Any) -> Object:
+    """Health: agents are asked themselves."""
+    return {"path": f"/{PATH}", "port": agents.port, **check}
+
+
 def digest_of(content: bytes) -> str:
     """Return the digest of a file."""
     return "sha256:" + hashlib.sha256(content).hexdigest()
@@ -109,6 +115,8 @@ class Story:
         self.signers: dict[str, Signer] = {}
         self.published: list[str] = []
         self.history: NodeHistory | None = None
+        self.agents_on_air: Agents | None = None
+        self.addresses: dict[str, str] = {}
         self._faults: list[Fault] = []
         self._secrets: set[str] = set()
         self.client.create("/api/v1/namespaces", {"metadata": {"name": self.namespace}})
@@ -308,7 +316,10 @@ class Story:
         first = len(self.nodes) + 1
         added = [f"{self.name}-{index:04d}" for index in range(first, first + count)]
         self.nodes += added
-        self.local.add_fake_nodes(added, labels={POOL: self.name, **(labels or {})})
+        if self.agents_on_air is not None:
+            on_air = self.agents_on_air
+            self.addresses |= {name: on_air.address(index) for index, name in enumerate(added, start=first)}
+        self.local.add_fake_nodes(added, labels={POOL: self.name, **(labels or {})}, addresses=self.addresses)
         return added
 
     def inject(self, behaviour: str, **where: Any) -> Fault:
@@ -327,6 +338,8 @@ class Story:
         """Give back what the test took."""
         if self.history is not None:
             self.history.stop()
+        if self.agents_on_air is not None:
+            self.agents_on_air.stop()
         for fault in self._faults:
             fault.remove()
         self.files.start()
@@ -424,6 +437,11 @@ class Given:
                 Then(story).the_rollout_is("Completed")
         story.record()
         return nodes
+
+    def agents_that_answer(self) -> Agents:
+        """At each node that comes an agent answers HTTP, at the node's address: its pod has to be in its network."""
+        self._story.agents_on_air = Agents()
+        return self._story.agents_on_air
 
     def agents_fail(self, behaviour: str, version: str, nodes: Sequence[str] | None = None) -> Fault:
         """The agents of that version behave badly, on all nodes or on some."""

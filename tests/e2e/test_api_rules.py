@@ -124,6 +124,14 @@ def canary(*steps: Object, **fields: Any) -> Object:
     return rollout(strategy={"type": "Canary", "canary": {"steps": list(steps)}, **fields})
 
 
+QUERY: Object = {"address": "http://prometheus:9090", "query": "errors", "passWhen": "< 0.01"}
+
+
+def analysed(**analysis: Any) -> Object:
+    """A Rollout with one analysis, whose fields are these."""
+    return rollout(analysis=[{"name": "errors", **analysis}])
+
+
 def volume(**fields: Any) -> Object:
     """A Rollout whose delivery has these fields."""
     return rollout(delivery={"volume": {"mountPath": "/opt/agent", "containers": ["agent"], **fields}})
@@ -338,6 +346,34 @@ ACCEPTED = {
     "canary, then rolling": canary({"nodes": 1, "soakSeconds": 60}, {"nodes": "10%"}, rolling={"batchSize": "20%"}),
     "all at once": rollout(strategy={"type": "Full", "full": {"maxInFlight": "50%"}, "failureTolerance": "5%"}),
     "some of health": rollout(health={"timeoutSeconds": 60}),
+    "a check of the agent": rollout(health={"http": {"port": 8080}}),
+    "all of a check of the agent": rollout(
+        health={
+            "http": {
+                "path": "/healthz?full=1",
+                "port": 8443,
+                "scheme": "HTTPS",
+                "bodyContains": "fine",
+                "bodyContainsVersion": True,
+            }
+        }
+    ),
+    "containers whose restarts do not count": rollout(
+        template={
+            "spec": {
+                "containers": [{"name": "agent", "image": "agent"}],
+                "initContainers": [{"name": "proxy", "image": "proxy", "restartPolicy": "Always"}],
+            }
+        },
+        health={"ignoreRestartsOf": ["agent", "proxy"]},
+    ),
+    "analyses of all kinds": rollout(
+        analysis=[
+            {"name": "errors", "prometheus": QUERY | {"secretRef": {"name": "a"}}, "failureLimit": 2},
+            {"name": "page", "web": {"url": "https://a.b/c", "bodyContains": "fine"}, "intervalSeconds": 5},
+            {"name": "smoke", "job": {"template": {"spec": {"template": POD}}}, "timeoutSeconds": 60},
+        ]
+    ),
     "labels and annotations of the pod": rollout(
         template={**template()["spec"]["template"], "metadata": {"labels": {"a": "b"}, "annotations": {"c": "d"}}}
     ),
@@ -667,6 +703,62 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "ready for longer than there is time by default": (
         rollout(health={"timeoutSeconds": 10}),
         "minReadySeconds must be less than timeoutSeconds",
+    ),
+    "a check at no port": (rollout(health={"http": {}}), "spec.health.http.port: Required value"),
+    "a check at a port that is none": (rollout(health={"http": {"port": 0}}), "greater than or equal to 1"),
+    "a check of no path": (
+        rollout(health={"http": {"port": 80, "path": "healthz"}}),
+        "write a path that begins with '/', without spaces, such as /healthz",
+    ),
+    "a check of a path with a space": (
+        rollout(health={"http": {"port": 80, "path": "/health z"}}),
+        "write a path that begins with '/'",
+    ),
+    "a check by another scheme": (rollout(health={"http": {"port": 80, "scheme": "TCP"}}), "Unsupported value"),
+    "restarts of a container that is not there": (
+        rollout(health={"ignoreRestartsOf": ["sidecar"]}),
+        "every container in spec.health.ignoreRestartsOf must be one of the template's containers or initContainers",
+    ),
+    "an analysis of nothing": (analysed(), "set exactly one of prometheus, web and job"),
+    "an analysis of two things": (
+        analysed(prometheus=QUERY, web={"url": "https://a.b/c"}),
+        "set exactly one of prometheus, web and job",
+    ),
+    "an analysis without a name": (rollout(analysis=[{"prometheus": QUERY}]), "spec.analysis[0].name: Required value"),
+    "an analysis with a name that is none": (
+        rollout(analysis=[{"name": "Error rate", "prometheus": QUERY}]),
+        "write lower case letters, digits and '-'",
+    ),
+    "one analysis twice": (
+        rollout(analysis=[{"name": "errors", "prometheus": QUERY}] * 2),
+        "spec.analysis[1]: Duplicate value",
+    ),
+    "a query without a comparison": (
+        analysed(prometheus={"address": "http://a", "query": "errors"}),
+        "spec.analysis[0].prometheus.passWhen: Required value",
+    ),
+    **{
+        f"a comparison that is none: {comparison}": (
+            analysed(prometheus=QUERY | {"passWhen": comparison}),
+            "write a comparison (<, <=, >, >=, ==, !=) and a number, such as '< 0.01' or '>= 1'",
+        )
+        for comparison in ("0.01", "=< 1", "< one", "< 1 || > 2", "below 1", "< NaN")
+    },
+    "a query to no URL": (
+        analysed(prometheus=QUERY | {"address": "prometheus:9090"}),
+        "write an http:// or https:// URL without spaces, '@' or credentials",
+    ),
+    "a web check with credentials": (
+        analysed(web={"url": "https://user:password@a.b/c"}),
+        "write an http:// or https:// URL without spaces, '@' or credentials",
+    ),
+    "a Job without a pod": (
+        analysed(job={"template": {"spec": {}}}),
+        "spec.analysis[0].job.template.spec.template: Required value",
+    ),
+    "an analysis at every moment": (
+        analysed(web={"url": "https://a.b"}, intervalSeconds=1),
+        "greater than or equal to 5",
     ),
     "no run remembered": (rollout(runHistoryLimit=0), "should be greater than or equal to 1"),
     "delivery into a container that is not there": (

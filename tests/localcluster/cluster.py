@@ -124,9 +124,13 @@ class Cluster:
         *,
         labels: Mapping[str, str] | None = None,
         annotations: Mapping[str, str] | None = None,
+        addresses: Mapping[str, str] | None = None,
         wait: bool = True,
     ) -> list[str]:
-        """Add so many fake nodes, or those of the given names; return the names added."""
+        """Add so many fake nodes, or those of the given names; return the names added.
+
+        `addresses` are those of some of them by name: pods in the node's own network have the same.
+        """
         client = self.client()
         present = set(fakenodes.names(client))
         if isinstance(which, int):
@@ -139,7 +143,7 @@ class Cluster:
         for offset, name in enumerate(added):
             digits = name.rpartition("-")[2]
             index = int(digits) if digits.isdigit() else 10_000 + len(present) + offset
-            nodes.append(fakenodes.node_object(name, index, labels, annotations))
+            nodes.append(fakenodes.node_object(name, index, labels, annotations, (addresses or {}).get(name)))
         fakenodes.create(client, nodes)
         if wait:
             self.wait_for_fake_nodes()

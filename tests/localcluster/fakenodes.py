@@ -81,15 +81,16 @@ def node_object(
     index: int,
     labels: Mapping[str, str] | None = None,
     annotations: Mapping[str, str] | None = None,
+    address: str | None = None,
 ) -> Object:
-    """A Node as a kubelet would have registered it."""
+    """A Node as a kubelet would have registered it; its address leads nowhere unless another is given."""
     resources = {
         "cpu": "8",
         "memory": "32Gi",
         "ephemeral-storage": "100Gi",
         "pods": "110",
     }
-    address = f"198.18.{index // 250}.{index % 250 + 1}"
+    address = address or f"198.18.{index // 250}.{index % 250 + 1}"
     return {
         "apiVersion": "v1",
         "kind": "Node",

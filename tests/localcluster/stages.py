@@ -239,6 +239,7 @@ _TERMINATED = """
       containerID: {{ $id | Quote }}
       exitCode: 1
       reason: Error
+      message: no such device
       startedAt: {{ $now | Quote }}
       finishedAt: {{ $now | Quote }}
 """

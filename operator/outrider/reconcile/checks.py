@@ -97,11 +97,16 @@ class Checks:
                 question.task.cancel()
 
     def _let_go(self, key: str, seen: RolloutSnapshot, plan: Plan, memory: Memory) -> None:
+        if not self._asking.get(key) and not memory.answers:
+            return
         run = plan.status.run
         analyses = {analysis.name: analysis for analysis in seen.spec.analysis}
         ongoing = run is not None and run.state in ONGOING and run.kind == "Rollout"
-        present = {batch.name for batch in seen.batches if run is not None and batch.spec.run == run.id}
-        wanted = present if ongoing and not seen.deleting else set()
+        present = [batch for batch in seen.batches if run is not None and batch.spec.run == run.id]
+        newest = max((batch.spec.batch for batch in present), default=0)
+        wanted = {batch.name for batch in present if batch.spec.batch == newest}
+        if not ongoing or seen.deleting:
+            wanted = set()
         for about, question in list(self._asking.get(key, {}).items()):
             if about[0] not in wanted or analyses.get(about[1]) != question.analysis:
                 del self._asking[key][about]
