@@ -282,12 +282,12 @@ class Story:
         self.client.create(self.versions, body)
         return content
 
-    def apply_rollout(self, version: str, **spec: Any) -> None:
-        """Create the Rollout; `spec` overrides its fields."""
+    def apply_rollout(self, version: str, *, name: str = ROLLOUT, **spec: Any) -> None:
+        """Create the Rollout, or another one; `spec` overrides its fields."""
         body = {
             "apiVersion": names.API_VERSION,
             "kind": "Rollout",
-            "metadata": {"name": ROLLOUT},
+            "metadata": {"name": name},
             "spec": {
                 "component": COMPONENT,
                 "version": version,
@@ -594,6 +594,7 @@ class Then:
         phase: str,
         reason: str | None = None,
         *,
+        name: str = ROLLOUT,
         seconds: float = PATIENCE,
         where: Callable[[Object], bool] = lambda _: True,
     ) -> Object:
@@ -606,7 +607,7 @@ class Then:
             return (reason is None or condition(obj, "Ready").get("reason") == reason) and where(obj)
 
         what = f"the Rollout is {phase}" + (f" because of {reason}" if reason else "")
-        obj = story.api.wait_for(story.rollouts, ROLLOUT, reached, what, seconds=seconds)
+        obj = story.api.wait_for(story.rollouts, name, reached, what, seconds=seconds)
         ready = condition(obj, "Ready")["status"]
         stalled = bool(condition(obj, "Stalled"))
         assert (ready == "True") == (phase == "Completed"), obj["status"]
@@ -687,6 +688,21 @@ class Then:
 
         path = f"/api/v1/namespaces/{namespace or story.namespace}/events"
         story.api.wait(path, told, f"an event {reason} with {words}", seconds=seconds, each=_ignore)
+
+    def nodes_have_no_agent(self, nodes: Iterable[str], *, seconds: float = PATIENCE) -> None:
+        """Nodes have neither an agent nor an assignment any more."""
+        story, wanted = self._story, set(nodes)
+
+        def rid(found: dict[str, Object]) -> bool:
+            return all(story.key not in node["metadata"]["labels"] for name, node in found.items() if name in wanted)
+
+        def served(found: dict[str, Object]) -> bool:
+            return not any(pod["spec"].get("nodeName") in wanted for pod in found.values())
+
+        selector = f"{POOL}={story.name}"
+        what = f"{len(wanted)} nodes have no assignment"
+        story.api.wait(NODES, rid, what, seconds=seconds, each=_ignore, labelSelector=selector)
+        story.api.wait(story.pods, served, f"{len(wanted)} nodes have no agent", seconds=seconds, each=_ignore)
 
     def no_node_was_moved(self) -> None:
         """No assignment of any node has changed since recording began."""

@@ -5,24 +5,21 @@ the end of a plan as a crash would, and checks after every step what must never 
 """
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from outrider.api.checks import AnalysisVerdict
 from outrider.api.componentversion import Phase
-from outrider.api.names import assignment_key
-from outrider.api.rollout import (
-    BatchNode,
-    RolloutBatchStatus,
-    RolloutSpec,
-    RolloutStatus,
-)
+from outrider.api.names import ROLE_JOINERS, ROLE_REVISION, assignment_key
+from outrider.api.rollout import BatchNode, RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
 from outrider.core import plan as actions
 from outrider.core.compatibility import VersionRules
+from outrider.core.fleet import Claim, carries_assignment, is_targeted, may_overlap, select_leavers, select_members
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Event, Plan
+from outrider.core.revision import hash_target, joiners_id
 from outrider.core.rollout import plan_rollout
 from outrider.core.snapshot import (
     AnalysisAnswer,
@@ -39,6 +36,7 @@ from outrider.core.states import BARRED
 
 KEY = assignment_key("fleet", "agent")
 START = datetime(2026, 1, 1, tzinfo=UTC)
+EMPTY = Hindrance("EmptyTarget", "no node matches spec.target", stalled=True)
 
 Behaviour = Callable[[str, str], str]
 """(node, revision) → healthy | never-ready | crash-loop | image-pull."""
@@ -62,6 +60,7 @@ class SimPod:
     revision: str
     ready_at: float
     behaviour: str
+    role: str = ROLE_REVISION
     gone_at: float | None = None
     ready_since: datetime | None = None
     check: Measurement | None = None
@@ -90,7 +89,16 @@ def make_spec(version: str = "1.0.0", **changes: Any) -> RolloutSpec:
 class Fleet:
     """The world that plans act on. `revision` of a spec is `r-` and its version."""
 
-    def __init__(self, count: int, spec: RolloutSpec, *, seed: int = 0, behaviour: Behaviour = healthy) -> None:
+    def __init__(
+        self, count: int, spec: RolloutSpec, *, seed: int = 0, behaviour: Behaviour = healthy, name: str = "agent"
+    ) -> None:
+        self.name = name
+        self.prefix = "r-" if name == "agent" else f"{name}-"
+        self.variant = ""
+        self.created = 0
+        self.rivals: list[Fleet] = []
+        self.deleting_since: datetime | None = None
+        self.namespace_terminating = False
         self.random = random.Random(seed)  # noqa: S311 - a repeatable world, not a secret
         self.now = START
         self.spec = spec
@@ -111,7 +119,7 @@ class Fleet:
         self.analysis_says: Check = passes
         self.answers: dict[tuple[str, str], AnalysisAnswer] = {}
         self.probes = 0
-        self.joiners: list[str] = []
+        self.join_sets: dict[str, tuple[str, Target]] = {}
         self.observing_since: datetime | None = None
         self.without_agent_since: dict[str, datetime] = {}
         self.ever_stable: set[str | None] = set()
@@ -126,9 +134,14 @@ class Fleet:
         for index in range(count):
             self.join(f"node-{index:03}")
 
-    def join(self, name: str) -> None:
+    @property
+    def joiners(self) -> list[str]:
+        """The revisions that joiners' DaemonSets bring."""
+        return [revision for revision, _ in self.join_sets.values()]
+
+    def join(self, name: str, **labels: str) -> None:
         self.serial += 1
-        self.nodes[name] = SimNode(Node(name=name, uid=f"uid-{self.serial}", labels={}, ready=True))
+        self.nodes[name] = SimNode(Node(name=name, uid=f"uid-{self.serial}", labels=labels, ready=True))
 
     def leave(self, name: str) -> None:
         del self.nodes[name]
@@ -153,23 +166,60 @@ class Fleet:
             counts[str(self.assignment(name))] = counts.get(str(self.assignment(name)), 0) + 1
         return counts
 
+    def _is_ours(self, node: Node) -> bool:
+        assignment = node.labels.get(KEY)
+        return assignment not in {None, "none"} and carries_assignment(str(assignment), self.revisions)
+
+    def claim(self, *, is_older: bool) -> Claim:
+        return Claim(self.name, f"{self.name}-uid", str(self.created), self.spec.target, is_older=is_older)
+
+    def claims(self) -> list[Claim]:
+        """Return what the other Rollouts of the component claim."""
+        return [rival.claim(is_older=rival.created < self.created) for rival in self.rivals if not rival.let_go]
+
     def snapshot(self) -> RolloutSnapshot:
+        nodes = {name: sim.node for name, sim in self.nodes.items()}
+        claims = self.claims()
+        older = [claim for claim in claims if claim.is_older]
+        members, foreign = select_members(nodes.values(), self.spec.target, older)
+        leavers = select_leavers(nodes.values(), KEY, self.revisions, members, claims)
+        if not members and self.hindrance is None:
+            return replace(self._look(nodes, members, foreign, leavers, older), hindrance=EMPTY)
+        return self._look(nodes, members, foreign, leavers, older)
+
+    def _look(
+        self,
+        nodes: Mapping[str, Node],
+        members: frozenset[str],
+        foreign: Mapping[str, str],
+        leavers: frozenset[str],
+        older: list[Claim],
+    ) -> RolloutSnapshot:
         return RolloutSnapshot(
             now=self.now,
             namespace="fleet",
-            name="agent",
-            uid="rollout-uid",
+            name=self.name,
+            uid=f"{self.name}-uid" if self.rivals else "rollout-uid",
             generation=self.generation,
             deleting=self.deleting,
             has_finalizer=self.finalizer,
             spec=self.spec,
             status=self.status,
             assignment_key=KEY,
-            wanted=f"r-{self.spec.version}",
+            wanted=f"{self.prefix}{self.spec.version}{self.variant}",
             hindrance=self.hindrance,
             started_by="kubectl",
-            nodes={name: sim.node for name, sim in self.nodes.items()},
-            members=frozenset(self.nodes),
+            nodes={
+                name: node for name, node in nodes.items() if name in members or name in leavers or self._is_ours(node)
+            },
+            members=members,
+            owned_by_others=foreign,
+            leavers=leavers,
+            shares_joiners=any(may_overlap(claim.target, self.spec.target) for claim in older),
+            joiners_elsewhere=any(rival.joiners for rival in self.rivals),
+            target_hash=hash_target(self.spec.target),
+            deleting_since=self.deleting_since,
+            namespace_terminating=self.namespace_terminating,
             pods={name: tuple(self._seen(name, pod) for pod in sim.pods) for name, sim in self.nodes.items()},
             batches=tuple(sorted(self.batches.values(), key=lambda b: (b.spec.run, b.spec.batch, b.spec.page))),
             revisions=dict(self.revisions),
@@ -177,7 +227,7 @@ class Fleet:
             assigned=frozenset(
                 (sim.node.labels[KEY]).removeprefix("to-") for sim in self.nodes.values() if KEY in sim.node.labels
             ),
-            joiners=tuple(self.joiners),
+            joiners=tuple(self.join_sets),
             observing_since=self.observing_since,
             versions={
                 version: self.version_state(version) for version in {self.spec.version, *self.revisions.values()}
@@ -208,6 +258,7 @@ class Fleet:
             uid=pod.name,
             node=node,
             revision=pod.revision,
+            role=pod.role,
             terminating=pod.gone_at is not None,
             ready_since=pod.ready_since,
             unready_since=pod.unready_since,
@@ -250,7 +301,7 @@ class Fleet:
             {name: (sim.node.uid, dict(sim.node.labels)) for name, sim in self.nodes.items()},
             dict(self.batches),
             dict(self.revisions),
-            list(self.joiners),
+            dict(self.join_sets),
             self.status,
         )
 
@@ -265,13 +316,13 @@ class Fleet:
             case actions.RequestVerification(name):
                 self.asked.setdefault(name.removeprefix("agent-"), self._clock() + 3)
             case actions.CreateRevision(revision):
-                self.revisions[revision] = revision.removeprefix("r-")
+                self.revisions[revision] = self.spec.version
             case actions.CreateJoiners(revision):
-                self.joiners += [revision] if revision not in self.joiners else []
+                self.serve_joiners(revision)
             case actions.DeleteRevision(revision):
                 self.revisions.pop(revision, None)
-            case actions.DeleteJoiners(revision):
-                self.joiners = [other for other in self.joiners if other != revision]
+            case actions.DeleteJoiners(joiners):
+                self.join_sets.pop(joiners, None)
             case actions.CreateBatch(name, spec):
                 assert name not in self.batches or self.batches[name].spec == spec, "batch names are never reused"
                 self.batches.setdefault(name, Batch(name, spec, RolloutBatchStatus()))
@@ -317,6 +368,11 @@ class Fleet:
         """A DaemonSet that is taken over gets another form: `simulation.adopted` has one."""
         raise AssertionError(f"there is no DaemonSet to take over: {action}")
 
+    def serve_joiners(self, revision: str) -> None:
+        """A joiners' DaemonSet appears."""
+        target = self.spec.target
+        self.join_sets.setdefault(joiners_id(revision, hash_target(target)), (revision, target))
+
     def _check_record(self, name: str, uid: str, after: str | None) -> None:
         """No node moves to a revision that no stored batch brings, but to one that was stable."""
         if after is None:
@@ -354,14 +410,14 @@ class Fleet:
                 del self.asked[version]
         for name, sim in self.nodes.items():
             assignment = sim.node.labels.get(KEY)
-            wanted = {assignment} & set(self.revisions) if assignment is not None else set(self.joiners)
+            wanted = self._wanted(sim.node, assignment)
             for pod in sim.pods:
-                if pod.revision not in wanted and pod.gone_at is None:
+                if (pod.role, pod.revision) not in wanted and pod.gone_at is None:
                     pod.gone_at = clock + self.random.uniform(0, 4)
             if sim.node.ready:
                 sim.pods = [pod for pod in sim.pods if pod.gone_at is None or pod.gone_at > clock]
-            for revision in wanted:
-                if not any(pod.revision == revision for pod in sim.pods):
+            for role, revision in sorted(wanted):
+                if not any((pod.role, pod.revision) == (role, revision) for pod in sim.pods):
                     self.serial += 1
                     sim.pods.append(
                         SimPod(
@@ -369,6 +425,7 @@ class Fleet:
                             revision,
                             clock + self.random.uniform(0, 5),
                             self.behaviour(name, revision),
+                            role=role,
                         )
                     )
             for pod in sim.pods:
@@ -379,14 +436,26 @@ class Fleet:
                 pod.unready_since = None if is_ready else (pod.unready_since or self.now)
         self.check()
 
+    def _wanted(self, node: Node, assignment: str | None) -> set[tuple[str, str]]:
+        """Return which DaemonSets want a node, those of rivals included: role and revision of each."""
+        fleets = [self, *self.rivals]
+        if assignment is not None:
+            return {(ROLE_REVISION, assignment)} if any(assignment in fleet.revisions for fleet in fleets) else set()
+        return {
+            (ROLE_JOINERS, revision)
+            for fleet in fleets
+            for revision, target in fleet.join_sets.values()
+            if is_targeted(target, node)
+        }
+
     def lose_pod(self, name: str) -> None:
         self.nodes[name].pods.clear()
 
     def check(self) -> None:
         """Assert what must never be otherwise."""
         for name, sim in self.nodes.items():
-            revisions = {pod.revision for pod in sim.pods}
-            assert len(revisions) <= 1, f"two revisions live on {name}: {revisions}"
+            agents = {(pod.role, pod.revision) for pod in sim.pods}
+            assert len(agents) <= 1, f"two agents live on {name}: {agents}"
 
     def out_of_service(self) -> int:
         """Count the nodes whose agent is away because of us."""
@@ -420,7 +489,7 @@ class Fleet:
 
 def is_at_rest(fleet: Fleet) -> bool:
     run = fleet.status.run
-    wanted = f"r-{fleet.spec.version}"
+    wanted = f"{fleet.prefix}{fleet.spec.version}{fleet.variant}"
     return (
         run is not None
         and run.revision == wanted

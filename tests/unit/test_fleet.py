@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from outrider.api.base import Condition
 from outrider.api.componentversion import ComponentVersionStatus, StoredArtifact, StoredSignature
 from outrider.api.rollout import Target
-from outrider.core.fleet import Claim, VersionFacts, find_hindrance, is_targeted, select_members
+from outrider.core.fleet import Claim, VersionFacts, find_hindrance, is_targeted, may_overlap, select_members
 from outrider.core.snapshot import Hindrance, Node
 from simulation.fleet import make_spec
 
@@ -345,3 +345,42 @@ def test_of_many_published_versions_the_newest_few_are_named() -> None:
     found = hindrance(None, published=tuple(f"1.{minor}.0" for minor in range(13)))
     assert found is not None
     assert "(1.8.0, 1.9.0, 1.10.0, 1.11.0, 1.12.0)" in found.message
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "may"),
+    [
+        pytest.param(ALL, EDGE, True, id="every node, and some"),
+        pytest.param(EDGE, target(matchLabels={"pool": "core"}), False, id="two values of one label"),
+        pytest.param(EDGE, target(matchLabels={"zone": "a"}), True, id="two labels: a node may have both"),
+        pytest.param(
+            EDGE,
+            target(matchExpressions=[{"key": "pool", "operator": "NotIn", "values": ["edge"]}]),
+            True,
+            id="expressions are not thought about: in doubt they may",
+        ),
+        pytest.param(BY_NAME, Target(node_names=["n2", "n3"]), True, id="a name in common"),
+        pytest.param(BY_NAME, Target(node_names=["n3"]), False, id="no name in common"),
+        pytest.param(BY_NAME, EDGE, True, id="names and labels: in doubt they may"),
+    ],
+)
+def test_may_overlap(one: Target, other: Target, may: bool) -> None:
+    assert may_overlap(one, other) is may
+    assert may_overlap(other, one) is may
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.sampled_from("12")), st.sampled_from([EDGE, ALL, BY_NAME]))
+def test_a_node_that_belongs_to_two_targets_proves_that_they_overlap(labels: dict[str, str], other: Target) -> None:
+    wanted = target(matchLabels=labels) if labels else ALL
+    found = node("n1", pool="edge", **labels)
+    assert is_targeted(wanted, found)
+    assert is_targeted(other, found)
+    assert may_overlap(wanted, other)
+
+
+def test_an_empty_target_says_that_nodes_that_left_keep_their_agents() -> None:
+    found = find_hindrance(make_spec("1.0.0"), "fleet", version(), [], 0, {}, "", leavers=7)
+    assert found is not None
+    assert found.reason == "EmptyTarget"
+    assert "7 nodes that belonged to it keep their agents" in found.message
+    assert "deletionPolicy Delete" in found.message

@@ -1,5 +1,6 @@
 """What a Rollout's pass sees of versions, nodes and other components: from objects as the API server has them."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,7 +18,12 @@ from outrider.adapters.kube import (
     Json,
 )
 from outrider.api import names
+from outrider.api.errors import Stalling
+from outrider.api.rollout import Target
+from outrider.core import plan as actions
 from outrider.core.plan import CreateRevision, Plan, RequestVerification
+from outrider.core.revision import hash_target
+from outrider.core.rollout import plan_rollout
 from outrider.core.snapshot import RolloutSnapshot
 from outrider.reconcile.gathering import Caches, Gatherer, Memory
 from outrider.reconcile.projections import project_batch, project_daemonset, project_node, project_pod
@@ -156,3 +162,116 @@ async def test_another_wish_asks_anew(caches: Caches) -> None:
     assert seen.now - seen.verify_after < timedelta(seconds=301)
     ours.remember_asking(seen, plan(seen, RequestVerification("agent-1.1.0")), memory)
     assert memory.asked == (seen.wanted, seen.now.replace(microsecond=0))
+
+
+# --- who belongs to the fleet -----------------------------------------------------------------
+
+KEY = names.assignment_key("fleet", "agent")
+VERSIONS = itertools.count(10)
+
+
+def put_node(caches: Caches, name: str, assignment: str | None = None, **labels: str) -> None:
+    if assignment is not None:
+        labels[KEY] = assignment
+    newer = str(next(VERSIONS))
+    caches.nodes.put({"metadata": {"name": name, "uid": f"uid-{name}", "resourceVersion": newer, "labels": labels}})
+
+
+def rollout(name: str, born: int, pool: str | None = None, **fields: Any) -> Json:
+    target = {"nodeSelector": {"matchLabels": {"pool": pool}}} if pool else {"all": True}
+    spec = make_spec("1.1.0", target=target).to_api()
+    return {"metadata": metadata(name, creationTimestamp=f"2026-01-0{born}T00:00:00Z", **fields), "spec": spec}
+
+
+def joiners(rollout_name: str, target: str) -> Json:
+    made = daemonset(f"{rollout_name}-join", "agent", "1.0.0")
+    made["metadata"]["labels"] |= {names.LABEL_ROLLOUT: rollout_name, names.LABEL_ROLE: names.ROLE_JOINERS}
+    made["metadata"]["resourceVersion"] = str(next(VERSIONS))
+    made["metadata"]["annotations"][names.ANNOTATION_TARGET] = target
+    return made
+
+
+async def test_nodes_that_left_are_those_with_our_assignment_that_nobody_claims(caches: Caches) -> None:
+    ours = rollout("agent", 2, "edge")
+    caches.rollouts.put(ours)
+    caches.rollouts.put(rollout("older", 1, "core"))
+    caches.rollouts.put(rollout("younger", 3, "lab"))
+    caches.daemonsets.put(daemonset("r1", "agent", "1.0.0"))
+    put_node(caches, "member", "r1", pool="edge")
+    put_node(caches, "left", "r1", pool="gone")
+    put_node(caches, "left-between", "to-r1", pool="gone")
+    put_node(caches, "left-rid", "none", pool="gone")
+    put_node(caches, "older's", "r1", pool="core")
+    put_node(caches, "younger's", "r1", pool="lab")
+    put_node(caches, "excluded", "r1", pool="gone", **{"outrider.dev/exclude": "true"})
+    put_node(caches, "a stranger's", "r9", pool="gone")
+    put_node(caches, "nobody's", pool="gone")
+    seen = gatherer(caches).gather(ours, Memory())
+    assert seen.leavers == {"left", "left-between", "left-rid"}
+    assert seen.members == {"member"}
+    assert set(seen.nodes) == {"member", "left", "left-between", "left-rid", "older's", "younger's", "excluded"}
+
+
+async def test_joiners_of_two_rollouts_are_told_apart_only_where_their_targets_cannot_overlap(caches: Caches) -> None:
+    ours, other = rollout("agent", 2, "edge"), rollout("older", 1, "core")
+    caches.rollouts.put(ours)
+    caches.rollouts.put(other)
+    target = hash_target(Target.model_validate(other["spec"]["target"]))
+    caches.daemonsets.put(joiners("older", target))
+    seen = gatherer(caches).gather(ours, Memory())
+    assert (seen.shares_joiners, seen.joiners_elsewhere) == (False, False)
+    caches.daemonsets.put(joiners("older", "of-an-earlier-target"))
+    assert gatherer(caches).gather(ours, Memory()).joiners_elsewhere
+    caches.daemonsets.put(joiners("nobody", target))
+    assert gatherer(caches).gather(ours, Memory()).joiners_elsewhere
+    everything = rollout("agent", 2)
+    seen = gatherer(caches).gather(everything, Memory())
+    assert (seen.shares_joiners, seen.joiners_elsewhere) == (True, True)
+
+
+async def test_another_rollout_that_cannot_be_read_claims_nothing(caches: Caches) -> None:
+    broken = rollout("older", 1)
+    broken["spec"]["target"] = {"nodeNames": 7}
+    caches.rollouts.put(broken)
+    put_node(caches, "n1")
+    assert gatherer(caches).gather(rollout("agent", 2), Memory()).members == {"n1"}
+
+
+async def test_a_spec_that_cannot_be_read_is_said_with_its_fields(caches: Caches) -> None:
+    ours = rollout("agent", 1)
+    ours["spec"]["strategy"] = {"type": "OfALaterVersion"}
+    with pytest.raises(Stalling, match=r"strategy\.type"):
+        gatherer(caches).gather(ours, Memory())
+
+
+@pytest.mark.parametrize("policy", ["Orphan", "Delete"])
+async def test_a_rollout_that_cannot_be_read_is_deleted_all_the_same(caches: Caches, policy: str) -> None:
+    deleted = "2026-01-05T00:00:00Z"
+    ours = rollout("agent", 1, deletionTimestamp=deleted, finalizers=[names.FINALIZER])
+    ours["spec"] |= {"strategy": {"type": "OfALaterVersion"}, "deletionPolicy": policy}
+    ours["status"] = {"run": {"id": "seven"}}
+    caches.daemonsets.put(daemonset("r1", "agent", "1.0.0"))
+    put_node(caches, "n1", "r1")
+    put_node(caches, "n2", "to-r1")
+    found = Memory()
+    for _ in range(6):
+        made = plan_rollout(gatherer(caches).gather(ours, found))
+        for action in made.actions:
+            match action:
+                case actions.Assign(name, _, _, after):
+                    put_node(caches, name, after)
+                case actions.DropFinalizer():
+                    labels = [node.labels.get(KEY) for node in caches.nodes.values()]
+                    assert labels == (["r1", "r1"] if policy == "Orphan" else [None, None])
+                    return
+                case _:
+                    pass
+    pytest.fail("the finalizer stays")
+
+
+async def test_in_a_namespace_that_goes_every_label_of_the_component_is_ours(caches: Caches) -> None:
+    ours = rollout("agent", 1, "edge", deletionTimestamp="2026-01-05T00:00:00Z")
+    caches.rollouts.put(ours)
+    put_node(caches, "n1", "whose-daemonset-is-gone", pool="gone")
+    put_node(caches, "n2", pool="gone")
+    assert set(gatherer(caches).gather(ours, Memory(), namespace_terminating=True).nodes) == {"n1"}

@@ -12,11 +12,14 @@ from outrider.api.componentversion import Phase
 from outrider.api.rollout import RolloutStatus, RunRecord
 from outrider.core import plan as actions
 from outrider.core import rollout
+from outrider.core.deletion import let_go
 from outrider.core.judgement import judge_nodes
+from outrider.core.leavers import remove_leavers
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Plan
 from outrider.core.rollout import POLICIES, Policy
 from outrider.core.snapshot import Hindrance
+from outrider.core.welcome import welcome_joiners
 from simulation.fleet import Fleet, make_spec
 
 OLD, NEW, NEWEST = "r-1.0.0", "r-1.1.0", "r-1.2.0"
@@ -54,6 +57,10 @@ def kind(plan: Plan) -> str:
 
 def a_verdict_falls(_: Fleet, plan: Plan) -> bool:
     return "Failed" in states(plan) or "Returning" in states(plan)
+
+
+def the_run_is_about_to_complete(_: Fleet, plan: Plan) -> bool:
+    return any(event.reason == "RunCompleted" for event in plan.events)
 
 
 def a_rollback_starts(_: Fleet, plan: Plan) -> bool:
@@ -300,20 +307,46 @@ def a_rollback_completes_only_when_nobody_is_left() -> Check:
     return goes_on
 
 
+def half_of_the_fleet_leaves(until: Callable[[Fleet, Plan], bool]) -> Fleet:
+    """A fleet on its way to 1.1.0 whose target has lost every other node, in the moment before that plan."""
+    fleet = updating(until)
+    for index, name in enumerate(sorted(fleet.nodes)):
+        fleet.label(name, {"pool": "core" if index % 2 else "edge"})
+    fleet.change(target={"nodeSelector": {"matchLabels": {"pool": "edge"}}})
+    return fleet
+
+
+def a_pause_takes_no_agent_away() -> Check:
+    fleet = half_of_the_fleet_leaves(the_second_batch_starts)
+    fleet.change(paused=True)
+    fleet.batches.clear()
+    return lambda: not new_batches(fleet.plan())
+
+
+def nodes_that_left_lose_their_agents_after_the_others_were_moved() -> Check:
+    fleet = half_of_the_fleet_leaves(the_second_batch_starts)
+    return lambda: [batch.spec.purpose for batch in new_batches(fleet.plan())] == ["Update"]
+
+
+def a_run_completes_only_when_those_who_left_have_lost_their_agents() -> Check:
+    fleet = half_of_the_fleet_leaves(the_run_is_about_to_complete)
+    return lambda: not the_run_is_about_to_complete(fleet, fleet.plan())
+
+
 ORDER: list[tuple[Policy, Policy, Callable[[], Check]]] = [
     (rollout.keep_time, judge_nodes, a_pause_at_the_deadline_stops_the_clock),
-    (judge_nodes, rollout.let_go, verdicts_go_on_while_a_deleted_rollout_finishes),
+    (judge_nodes, let_go, verdicts_go_on_while_a_deleted_rollout_finishes),
     (judge_nodes, rollout.hold, verdicts_go_on_in_a_pause),
-    (rollout.let_go, rollout.decide_failure, a_deleted_rollout_starts_no_rollback),
-    (rollout.let_go, rollout.supersede, a_deleted_rollout_starts_no_other_run),
-    (rollout.let_go, rollout.move_open_batches, a_deleted_rollout_moves_no_other_node),
+    (let_go, rollout.decide_failure, a_deleted_rollout_starts_no_rollback),
+    (let_go, rollout.supersede, a_deleted_rollout_starts_no_other_run),
+    (let_go, rollout.move_open_batches, a_deleted_rollout_moves_no_other_node),
     (rollout.decide_failure, rollout.supersede, a_failed_run_is_taken_back_whatever_the_spec_now_says),
-    (rollout.let_go, rollout.decide_failure, a_deleted_rollout_is_not_taken_back_from_what_is_revoked),
+    (let_go, rollout.decide_failure, a_deleted_rollout_is_not_taken_back_from_what_is_revoked),
     (rollout.decide_failure, rollout.supersede, what_is_revoked_is_taken_back_whatever_the_spec_now_says),
     (rollout.decide_failure, rollout.hold, what_is_revoked_is_taken_back_though_nothing_new_may_start),
     (rollout.decide_failure, rollout.start_next_batch, a_failed_run_starts_no_more_batches),
     (rollout.supersede, rollout.start_next_batch, another_wish_starts_no_more_batches_of_the_old_one),
-    (rollout.welcome_joiners, rollout.hold, a_node_that_joins_in_a_pause_gets_its_agent),
+    (welcome_joiners, rollout.hold, a_node_that_joins_in_a_pause_gets_its_agent),
     (rollout.hold, rollout.send_failed_nodes_back, a_pause_sends_no_failed_node_back),
     (rollout.hold, rollout.move_open_batches, a_pause_keeps_nodes_from_leaving),
     (rollout.hold, rollout.start_next_batch, a_pause_starts_no_batch),
@@ -327,6 +360,9 @@ ORDER: list[tuple[Policy, Policy, Callable[[], Check]]] = [
     (rollout.wait_for_the_batch, rollout.start_next_rollback_batch, a_batch_of_a_rollback_under_way_is_the_only_one),
     (rollout.start_next_batch, rollout.complete, a_run_completes_only_when_nobody_is_left),
     (rollout.start_next_rollback_batch, rollout.complete, a_rollback_completes_only_when_nobody_is_left),
+    (rollout.hold, remove_leavers, a_pause_takes_no_agent_away),
+    (rollout.start_next_batch, remove_leavers, nodes_that_left_lose_their_agents_after_the_others_were_moved),
+    (remove_leavers, rollout.complete, a_run_completes_only_when_those_who_left_have_lost_their_agents),
 ]
 SENTENCES = [story.__name__.replace("_", " ") for _, _, story in ORDER]
 

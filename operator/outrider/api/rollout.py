@@ -268,6 +268,15 @@ class RolloutSpec(ApiModel):
     """What happens when more nodes fail than tolerated: all that the run moved goes back, or the run stops."""
     paused: bool = False
     """No new move, automatic rollback included. Half-made moves are finished, health is watched, time stands still."""
+    on_leave: Literal["Remove", "Keep"] = "Remove"
+    """What becomes of the agent on a node that no longer belongs to the target. Remove: it is taken away, in batches
+    like any move. Keep: it stays as it is."""
+    joiners: Literal["Stable", "Wait"] = "Stable"
+    """What a node gets that joins the fleet. Stable: the stable version, at once. Wait: nothing, until a run takes
+    it."""
+    deletion_policy: Literal["Orphan", "Delete"] = "Orphan"
+    """What becomes of the agents when the Rollout is deleted. Orphan: they keep running, and a Rollout that is created
+    again takes them over. Delete: all of them are taken away, at once."""
     run_history_limit: Annotated[int, Field(ge=1, le=50)] = 10
     """How many ended runs, with their RolloutBatches, are kept."""
     adoption: Adoption | None = None
@@ -304,6 +313,9 @@ class RunStatus(ApiModel):
     """When it ended."""
     nodes: int = 0
     """The fleet's size when it started: what percentages are of."""
+    late_nodes: int | None = None
+    """The fleet's size when the run, completed before, was opened again for nodes that came late or left: what the size
+    of its late batches is a percentage of."""
     batches: int = 0
     """How many batches were started; in a window, how many RolloutBatches of up to 100 nodes were made."""
     batch: str = ""
@@ -370,6 +382,9 @@ class Revisions(ApiModel):
     """Its version."""
     current: str | None = None
     """The revision that the spec asks for."""
+    target: str | None = None
+    """The hash of the target whose nodes are all known. While it is another than that of spec.target, that was edited:
+    nodes without an assignment are then no joiners, but moved in batches."""
 
 
 AdoptionState = Literal["Adopting", "Adopted", "GivingBack", "GivenBack", "Refused", "Gone"]
@@ -514,6 +529,10 @@ class BatchNode(ApiModel):
     """Where the node goes if it fails: its last revision from a completed run, or `none`."""
 
 
+BatchPurpose = Literal["Update", "Removal"]
+"""Update: the nodes are brought to another revision. Removal: they left the fleet, and the agent is taken from them."""
+
+
 class RolloutBatchSpec(ApiModel):
     """The frozen membership of one batch (or one page of at most 100 nodes of it)."""
 
@@ -523,6 +542,8 @@ class RolloutBatchSpec(ApiModel):
     """The run."""
     kind: RunKind
     """The run's kind."""
+    purpose: BatchPurpose = "Update"
+    """What is done with the nodes: brought to a revision, or rid of the agent because they left the fleet."""
     version: Annotated[str, Field(max_length=48)]
     """The run's version."""
     batch: int

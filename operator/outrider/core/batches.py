@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from outrider.api.base import resolve
-from outrider.api.rollout import RolloutSpec
+from outrider.api.rollout import RolloutSpec, RunStatus
 from outrider.core.snapshot import Node
 
 PAGE = 100
@@ -24,6 +24,14 @@ def order_nodes(nodes: Iterable[Node], rollout_uid: str, run: int) -> list[Node]
 def has_window(spec: RolloutSpec) -> bool:
     """Tell whether nodes roll in a sliding window, and not in batches."""
     return spec.strategy.rolling is not None and spec.strategy.rolling.max_unavailable is not None
+
+
+def size_basis(run: RunStatus) -> int:
+    """Return the number of nodes that the sizes of a run's batches are percentages of.
+
+    The fleet as it was when the run started; for late batches as it was when the run was opened again.
+    """
+    return run.nodes if run.late_nodes is None else run.late_nodes
 
 
 def rolling_size(spec: RolloutSpec, total: int) -> int:

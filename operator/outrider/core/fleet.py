@@ -1,21 +1,27 @@
 """Which nodes belong to a fleet, and whether its version may be brought to them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from outrider.api.componentversion import ComponentVersionStatus, Phase
-from outrider.api.names import LABEL_EXCLUDE
+from outrider.api.names import ASSIGNMENT_NONE, LABEL_EXCLUDE
 from outrider.api.rollout import RolloutSpec, Target
 from outrider.core.conditions import shortened
+from outrider.core.moves import target_of
 from outrider.core.ranges import parse_version
 from outrider.core.snapshot import Hindrance, Node, VersionState
 from outrider.core.states import BARRED
 
 
+def is_excluded(node: Node) -> bool:
+    """Tell whether a person has left a node out: it keeps what it has, and Outrider does not touch it."""
+    return node.labels.get(LABEL_EXCLUDE) == "true"
+
+
 def is_targeted(target: Target, node: Node) -> bool:
     """Tell whether a node belongs to a target; nodes labelled as excluded never do."""
-    if node.labels.get(LABEL_EXCLUDE) == "true":
+    if is_excluded(node):
         return False
     if target.node_names is not None:
         return node.name in target.node_names
@@ -32,6 +38,7 @@ class Claim:
     uid: str
     created: str
     target: Target
+    is_older: bool = True
 
 
 def select_members(
@@ -50,6 +57,42 @@ def select_members(
         else:
             foreign[node.name] = owner
     return frozenset(members), foreign
+
+
+def carries_assignment(assignment: str, revisions: Container[str]) -> bool:
+    """Tell whether an assignment is one that a Rollout with these revisions gives, or none at all."""
+    goal = target_of(assignment)
+    return goal == ASSIGNMENT_NONE or goal in revisions
+
+
+def select_leavers(
+    nodes: Iterable[Node], key: str, revisions: Container[str], members: Container[str], others: Iterable[Claim]
+) -> frozenset[str]:
+    """Return the names of the nodes that have left a fleet: they carry its assignment (label `key`) and are nobody's.
+
+    Not those that are excluded, nor those that another Rollout of the component claims, older or younger: that one
+    brings its own agent to them.
+    """
+    claims = list(others)
+    return frozenset(
+        node.name
+        for node in nodes
+        if (assignment := node.labels.get(key)) is not None
+        and node.name not in members
+        and carries_assignment(assignment, revisions)
+        and not is_excluded(node)
+        and not any(is_targeted(claim.target, node) for claim in claims)
+    )
+
+
+def may_overlap(one: Target, other: Target) -> bool:
+    """Tell whether a node could belong to both targets; in doubt it could."""
+    if one.node_names is not None and other.node_names is not None:
+        return not set(one.node_names).isdisjoint(other.node_names)
+    if one.node_selector is None or other.node_selector is None:
+        return True
+    ours, theirs = one.node_selector.match_labels, other.node_selector.match_labels
+    return all(ours[key] == theirs[key] for key in ours.keys() & theirs.keys())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +141,14 @@ def find_hindrance(
     members: int,
     foreign: Mapping[str, str],
     template_problem: str,
+    leavers: int = 0,
 ) -> Hindrance | None:
     """Return why nothing new may be started for this spec, or None. The first reason that applies is told.
 
     What the phases after publication mean depends on the run, too: see `outrider.core.standing`.
 
     `published` are the published versions of the component in the namespace, `template_problem` what the API server
-    said against the DaemonSet.
+    said against the DaemonSet. `leavers` nodes have an agent and do not belong to the target any more.
     """
     wanted = f"{spec.component}-{spec.version}"
     if version is None:
@@ -148,9 +192,17 @@ def find_hindrance(
                 f"all {len(foreign)} nodes of spec.target belong to older Rollouts of {spec.component}: {owners}",
                 stalled=True,
             )
+        kept = ""
+        if leavers:
+            # A slip of the pen must not take every agent away.
+            kept = (
+                f". {leavers} nodes that belonged to it keep their agents meanwhile; to take all away delete the "
+                "Rollout with spec.deletionPolicy Delete"
+            )
         return Hindrance(
             "EmptyTarget",
-            "no node matches spec.target; label nodes or change it (compare with: kubectl get nodes --show-labels)",
+            "no node matches spec.target; label nodes or change it (compare with: kubectl get nodes --show-labels)"
+            + kept,
             stalled=True,
         )
     return None

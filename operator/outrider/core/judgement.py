@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import BatchNode, NodeResult, RunStatus
 from outrider.core import batches as arithmetic
+from outrider.core.fleet import is_excluded
 from outrider.core.health import Verdict, is_sound, judge_pods
 from outrider.core.moves import leaving
 from outrider.core.probes import is_asked
@@ -51,6 +52,14 @@ def tell_end_of_batch(work: Work, pages: Sequence[Batch]) -> None:
     results = [work.results[page.name] for page in pages]
     failed = sum(page.count(FAILED) for page in results)
     healthy, skipped = (sum(page.count({state}) for page in results) for state in ("Succeeded", "Skipped"))
+    if spec.purpose == "Removal":
+        work.say(
+            "Warning" if failed else "Normal",
+            "BatchFinished",
+            f"Run {spec.run}, batch {spec.batch}: the agent was taken from {healthy} of "
+            f"{sum(map(len, results))} nodes that left spec.target; on {failed} it does not end",
+        )
+        return
     name = f"canary step {spec.step}" if spec.step else f"batch {spec.batch}"
     work.say(
         "Warning" if failed else "Normal",
@@ -60,7 +69,38 @@ def tell_end_of_batch(work: Work, pages: Sequence[Batch]) -> None:
     )
 
 
+def _judge_removal(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) -> NodeResult:
+    """Judge a node that left the fleet: has its agent been taken away?"""
+    if result.state in RESULTS:
+        return result
+    node = same_node(work, entry)
+    if node is None:
+        return with_state(work, result, "Skipped", "NodeGone", "the node was deleted")
+    assignment = work.assignment(node)
+    if assignment is None or assignment == entry.to:
+        return with_state(work, result, "Succeeded", "", "")
+    untouched = assignment == entry.origin
+    if untouched and node.name not in work.seen.leavers:
+        why = "it is excluded" if is_excluded(node) else "it belongs to a target again"
+        return with_state(work, result, "Skipped", "AgentKept", f"the node keeps its agent: {why}")
+    if not untouched and assignment != leaving(entry.to):
+        return with_state(
+            work, result, "Skipped", "AssignmentChanged", f"somebody set the node's assignment to {assignment}"
+        )
+    if not node.ready:
+        why = "the node is not Ready; the agent is taken from it when it is again"
+        return with_state(work, result, "Skipped", "NodeNotReady", why)
+    if result.state == "Pending":
+        return result
+    verdict = Verdict("Starting", "PatchRefused", "the node's assignment could not be changed")
+    if not untouched:
+        verdict = Verdict("Starting", "StuckTerminating", "the agent's pod does not end")
+    return _settle(work, batch, result, verdict, "Stopping")
+
+
 def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) -> NodeResult:
+    if batch.spec.purpose == "Removal":
+        return _judge_removal(work, batch, entry, result)
     if result.state in {"Skipped", "RolledBack"}:
         return result
     if result.state == "Succeeded" and work.run is not None and work.run.revision == work.stable:
@@ -224,15 +264,16 @@ def with_state(work: Work, before: NodeResult, state: str, reason: str, message:
 def why_over_tolerance(work: Work, run: RunStatus) -> str:
     """Return why the run has failed, as a sentence; "" while it has not."""
     strategy = work.seen.spec.strategy
-    failed = work.count(FAILED)
+    failed = work.count(FAILED, updates=True)
     if not failed:
         return ""
     examples = _examples(work)
-    allowed = arithmetic.tolerated(strategy.failure_tolerance, run.nodes)
+    total = max(run.nodes, run.late_nodes or 0)
+    allowed = arithmetic.tolerated(strategy.failure_tolerance, total)
     if failed > allowed:
-        return f"{failed} of {run.nodes} nodes failed, tolerated are {allowed} ({examples})"
+        return f"{failed} of {total} nodes failed, tolerated are {allowed} ({examples})"
     numbered: dict[int, list[Batch]] = {}
-    for batch in work.run_batches():
+    for batch in work.update_batches():
         numbered.setdefault(batch.spec.batch, []).append(batch)
     for number, pages in sorted(numbered.items()):
         results = [work.results[page.name] for page in pages]
@@ -251,6 +292,7 @@ def why_over_tolerance(work: Work, run: RunStatus) -> str:
 def _examples(work: Work) -> str:
     """Name some of the nodes that failed, each with its reason and the batch that it was moved in."""
     found = [
-        f"{entry.name} in batch {batch.spec.batch}: {result.reason}" for batch, entry, result in work.entries(FAILED)
+        f"{entry.name} in batch {batch.spec.batch}: {result.reason}"
+        for batch, entry, result in work.entries(FAILED, updates=True)
     ]
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")

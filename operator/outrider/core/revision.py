@@ -49,7 +49,8 @@ def revision_of(rollout: str, spec: RolloutSpec) -> str:
         "component": spec.component,
         "version": spec.version,
         "template": spec.template,
-        "delivery": spec.delivery.to_api(),
+        # Without what is as by default: a field that a later version adds, with a default, must start no run.
+        "delivery": spec.delivery.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True),
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]

@@ -26,22 +26,20 @@ from outrider.core import batches as arithmetic
 from outrider.core.adoption import give_back, start_next_give_back_batch, take_over
 from outrider.core.analysis import ask_analyses, hear_answers, wait_for_analyses, why_analysis_failed
 from outrider.core.counts import count_agents
+from outrider.core.deletion import let_go
+from outrider.core.fleet import is_excluded
 from outrider.core.judgement import judge_nodes, tell_end_of_batch, why_over_tolerance, with_state
+from outrider.core.leavers import remove_leavers, reopen
 from outrider.core.moves import is_leaving, leaving, target_of
 from outrider.core.plan import (
     Action,
-    CreateJoiners,
     CreateRevision,
     DeleteBatch,
-    DeleteJoiners,
     DeleteRevision,
-    DropFinalizer,
-    KeepFinalizer,
     Plan,
     WriteBatch,
 )
 from outrider.core.probes import probe_agents
-from outrider.core.revision import joiners_id
 from outrider.core.rollout_status import Tally, build_status, tell_changes
 from outrider.core.runs import end_run, finish_run, start_run
 from outrider.core.selection import create_batch, create_batches, next_size, remaining_nodes
@@ -53,10 +51,10 @@ from outrider.core.standing import (
     tell_blocked_returns,
 )
 from outrider.core.states import COMPLETED, FAILED, NOT_BROUGHT, ONGOING, UNDECIDED
+from outrider.core.welcome import mark_entrants, welcome_joiners
 from outrider.core.work import (
     Work,
     bad_revisions,
-    check_fit,
     find_phase,
     is_barred,
     is_direct,
@@ -79,6 +77,7 @@ def plan_rollout(seen: RolloutSnapshot) -> Plan:
         stable_version=revisions.stable_version if revisions else None,
         history=list(seen.status.history),
         last_failure=seen.status.last_failure,
+        target=revisions.target if revisions else None,
     )
     work.hindrance = seen.hindrance or find_version_hindrance(work)
     adoption.begin(work)
@@ -101,22 +100,6 @@ def keep_time(work: Work) -> None:
     elif not in_pause and work.run.paused_since is not None:
         work.update_run(paused_seconds=work.paused_seconds(), paused_since=None)
         work.urgent_status = True
-
-
-def let_go(work: Work) -> None:
-    """Is the Rollout being deleted? Then nothing new starts; agents keep running."""
-    seen = work.seen
-    if not seen.deleting:
-        if not seen.has_finalizer:
-            work.prerequisites.append(KeepFinalizer())
-        return
-    work.ended = True
-    work.gate = "deleted: half-made moves are being finished"
-    # A dead node cannot finish its move, and must not hold up the deletion.
-    if any(node.ready and is_leaving(work.assignment(node)) for node in seen.nodes.values()):
-        return
-    if adoption.let_legacy_go(work) and seen.has_finalizer:
-        work.clean_up.append(DropFinalizer())
 
 
 def decide_failure(work: Work) -> None:
@@ -156,7 +139,7 @@ def decide_failure(work: Work) -> None:
 
 def _turn_back(work: Work) -> None:
     """Let nodes that are half-way to what is Revoked go back to where they came from."""
-    for batch, entry, result in list(work.entries({"Stopping"})):
+    for batch, entry, result in list(work.entries({"Stopping"}, updates=True)):
         node = same_node(work, entry)
         if node is None or work.assignment(node) != leaving(entry.to):
             continue
@@ -184,50 +167,19 @@ def supersede(work: Work) -> None:
         return
     if run is not None:
         ended: RunState = run.state if run.state not in ONGOING else "Superseded"
+        wish = seen.spec.version
+        if wish == run.version and run.kind == "Rollout":
+            wish = f"another template or delivery of {wish}"
         if run.state in ONGOING:
             work.say(
                 "Normal",
                 "RunSuperseded",
-                f"Run {run.id} to {run.version} ends unfinished: the Rollout now wants {seen.spec.version}",
+                f"Run {run.id} to {run.version} ends unfinished: the Rollout now wants {wish}",
             )
-        superseded = f"given up, because the Rollout now wants {seen.spec.version}" if ended == "Superseded" else ""
+        superseded = f"given up, because the Rollout now wants {wish}" if ended == "Superseded" else ""
         end_run(work, ended, superseded)
     start_run(work, kind="Rollout", version=seen.spec.version, revision=seen.wanted)
     work.ended = True
-
-
-def welcome_joiners(work: Work) -> None:
-    """Which nodes have no assignment though there is a stable revision? They get that one, never a half-tested one."""
-    if work.stable is None or work.stable not in work.seen.revisions or not adoption.may_welcome(work):
-        return
-    stable, serving = work.stable, work.seen.joiners
-    wanted = adoption.hand_over_joiners(work, _wanted_joiners(work, stable))
-    if outdated := [joiners for joiners in serving if joiners != wanted]:
-        work.clean_up.extend(DeleteJoiners(joiners) for joiners in outdated)
-    elif wanted is not None and wanted not in serving:
-        # Only when no other serves the joiners any more, and nobody is welcomed in the same breath: its pod may appear
-        # between the two writes.
-        work.prerequisites.append(CreateJoiners(stable))
-        return
-    joining = list(work.members_at(None))
-    in_batches = {entry.name: entry.uid for _, entry, _ in work.entries(UNDECIDED)} if joining else {}
-    for node in joining:
-        if in_batches.get(node.name) == node.uid:
-            continue
-        if check_fit(work, node, stable).verdict == "Yes":
-            move(work, node, stable)
-
-
-def _wanted_joiners(work: Work, stable: str) -> str | None:
-    """Return the joiners' DaemonSet that should exist: for this revision and this target, if there may be one."""
-    if work.seen.spec.target.node_names or work.seen.owned_by_others:
-        return None  # no selector can tell which of the nodes would be ours
-    if is_barred(work, stable):
-        return None
-    rules = work.seen.rules.get(stable)
-    if rules is not None and not rules.only_platforms:
-        return None  # no selector can tell which nodes the version can run on
-    return joiners_id(stable, work.seen.target_hash)
 
 
 def hold(work: Work) -> None:
@@ -253,7 +205,7 @@ def send_failed_nodes_back(work: Work) -> None:
         if result.reason in {"NodeGone", "ReturnFailed"} or entry.back == entry.to:
             continue
         node = same_node(work, entry)
-        if node is None or work.assignment(node) == entry.back:
+        if node is None or work.assignment(node) == entry.back or is_excluded(node):
             continue
         if is_barred(work, entry.back) and work.assignment(node) != leaving(entry.back):
             continue  # it stays failed where it is, until what it came from may be used again
@@ -356,28 +308,25 @@ def start_next_batch(work: Work) -> None:
     if seen.wanted not in seen.revisions:
         work.prerequisites.append(CreateRevision(seen.wanted))
         return
-    step, size = next_size(work, run)
-    if not size:
+    if run.state == "Running" and not next_size(work, run)[1]:
         return
-    candidates = remaining_nodes(work)
+    revision, candidates = run.revision, remaining_nodes(work)
     movable = [node for node in candidates if why_skip(work, node) is None]
     if not movable:
         recorded = {entry.name for _, entry, _ in work.entries({"Skipped"})}
         blocked = [node for node in candidates if node.name not in recorded]
         if blocked and run.state == "Running":
-            create_batch(work, blocked, step=0, to=lambda _: run.revision)
+            create_batch(work, blocked, step=0, to=lambda _: revision)
         return
     if run.state != "Running":
-        # Nodes that were away when the run completed form a late batch of it.
-        work.update_run(state="Running", finished_at=None)
-        work.urgent_status = True
+        run = reopen(work)  # nodes that were away when the run completed, or came since, form a late batch of it
+    step, size = next_size(work, run)
     # Nodes that a run before this one left on something untried come first: they have the least to lose. Of them those
     # that are not even Ready there.
     ordered = arithmetic.order_nodes(movable, seen.uid, run.id)
     if untried := bad_revisions(work):
         ordered.sort(key=lambda node: (work.assignment(node) not in untried, not window.is_away(work, node, untried)))
-    chosen = ordered[:size]
-    create_batches(work, chosen, step=step, to=lambda _: run.revision)
+    create_batches(work, ordered[:size], step=step, to=lambda _: revision)
 
 
 def start_next_rollback_batch(work: Work) -> None:
@@ -400,7 +349,7 @@ def start_next_rollback_batch(work: Work) -> None:
     for node in seen.nodes.values():
         identity = (node.name, node.uid)
         assignment = work.assignment(node)
-        if identity in taken or assignment is None or target_of(assignment) not in bad:
+        if identity in taken or assignment is None or target_of(assignment) not in bad or is_excluded(node):
             continue
         known = origin.get(identity)
         (failed if known is not None and known[1].state in FAILED else others).append(node)
@@ -449,7 +398,7 @@ def complete(work: Work) -> None:
         work.say("Warning", "RunFailed", f"Run {run.id}: none of {run.nodes} nodes runs {run.version}, {failed} failed")
         return
     if not updated:
-        reasons = Counter(result.reason for _, _, result in work.entries({"Skipped"}))
+        reasons = Counter(result.reason for _, _, result in work.entries({"Skipped"}, updates=True))
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none is left"
         work.gate = f"no node can be moved now: {counts}; its RolloutBatches say of each node why (kubectl get orb)"
         return
@@ -491,6 +440,7 @@ POLICIES: tuple[Policy, ...] = (
     decide_failure,  # over the tolerance, or Revoked, nothing new starts, whatever the spec now says
     give_back,  # who gives the DaemonSet back wants no run to anything else
     supersede,  # another wish ends the run before it starts one more batch
+    mark_entrants,  # before joiners are welcomed: who came by an edit of the target is none
     welcome_joiners,  # a node that joined gets the stable revision, in pauses too
     hold,  # pause, missing or withdrawn version: no new move from here on
     send_failed_nodes_back,  # what failed returns before the next node leaves
@@ -502,6 +452,7 @@ POLICIES: tuple[Policy, ...] = (
     start_next_give_back_batch,  # of nodes that return to the DaemonSet that was taken over
     start_next_rollback_batch,  # of a rollback
     start_next_batch,  # of a rollout
+    remove_leavers,  # only when nobody else is left to be moved
     complete,  # only when no batch could be made
     forget,  # last: nothing above may still need what is deleted
 )
@@ -561,7 +512,8 @@ def _count(work: Work) -> Tally:
     """Count what the status tells."""
     run = work.run
     # The batches of this very pass count already: `run.batches` does too.
-    new = {(entry.name, entry.uid) for action in work.new_batches for entry in action.spec.nodes}
+    updates = [action.spec for action in work.new_batches if action.spec.purpose == "Update"]
+    new = {(entry.name, entry.uid) for spec in updates for entry in spec.nodes}
     states = work.states(new)
     untouched = 0
     if run is not None and run.kind == "Rollout":
@@ -572,15 +524,23 @@ def _count(work: Work) -> Tally:
             if assignment != run.revision
             for node in work.members_at(assignment)
         )
-    failed = [(entry, result) for _, entry, result in work.entries(FAILED) if not work.is_superseded(entry, result)]
+    failed = [
+        (entry, result)
+        for _, entry, result in work.entries(FAILED, updates=True)
+        if not work.is_superseded(entry, result)
+    ]
     of_run = run.of_run if run is not None and run.kind == "Rollback" else None
-    before = [(entry, result) for _, entry, result in work.entries(FAILED, of_run)] if of_run is not None else []
+    before = (
+        [(entry, result) for _, entry, result in work.entries(FAILED, of_run, updates=True)]
+        if of_run is not None
+        else []
+    )
     return Tally(
         states=states,
         untouched=untouched,
         failed=failed,
         failed_before=[each for each in before if not work.is_superseded(*each, of_run)],
-        stopping=[(entry, result) for _, entry, result in work.entries({"Stopping"})],
+        stopping=[(entry, result) for _, entry, result in work.entries({"Stopping"}, updates=True)],
         agents=count_agents(work.seen, lambda: {entry.name for _, entry, _ in work.entries(UNDECIDED | NOT_BROUGHT)}),
     )
 
@@ -611,6 +571,7 @@ def _assemble(work: Work) -> Plan:
         run=work.run,
         stable=work.stable,
         stable_version=work.stable_version,
+        target=work.target,
         history=work.history,
         tally=tally,
         last_failure=work.last_failure,

@@ -67,6 +67,7 @@ def build_status(
     run: RunStatus | None,
     stable: str | None,
     stable_version: str | None,
+    target: str | None = None,
     history: Sequence[RunRecord],
     tally: Tally,
     last_failure: LastFailure | None,
@@ -100,7 +101,7 @@ def build_status(
         phase=phase,
         nodes=len(seen.members),
         run=run,
-        revisions=Revisions(stable=stable, stable_version=stable_version, current=seen.wanted),
+        revisions=Revisions(stable=stable, stable_version=stable_version, current=seen.wanted, target=target),
         running=", ".join(f"{each.version}: {each.nodes}" for each in running[:3]) + (", …" if running[3:] else ""),
         versions=running[:MAX_VERSIONS],
         failed=len(failed),
@@ -163,12 +164,12 @@ def _batches_left(seen: RolloutSnapshot, run: RunStatus, untouched: int, *, dire
         return 0
     if seen.spec.strategy.type == "Full":
         return 1
-    left, count = untouched, 0
+    left, count, total = untouched, 0, arithmetic.size_basis(run)
     if not direct:
         for step in range(run.batches + 1, arithmetic.canary_steps(seen.spec) + 1):
             if left > 0:
-                left, count = left - arithmetic.canary_size(seen.spec, step, run.nodes), count + 1
-    size = arithmetic.PAGE if arithmetic.has_window(seen.spec) else arithmetic.rolling_size(seen.spec, run.nodes)
+                left, count = left - arithmetic.canary_size(seen.spec, step, total), count + 1
+    size = arithmetic.PAGE if arithmetic.has_window(seen.spec) else arithmetic.rolling_size(seen.spec, total)
     return count + max(0, -(-left // size))
 
 

@@ -54,7 +54,7 @@ def end_run(work: Work, result: RunState, message: str) -> None:
             work.urgent_batches.add(batch.name)
     states = work.states()
     if run.kind == "Rollout":
-        failed = [(e, r) for _, e, r in work.entries(FAILED) if not work.is_superseded(e, r)]
+        failed = [(e, r) for _, e, r in work.entries(FAILED, updates=True) if not work.is_superseded(e, r)]
         work.last_failure = find_failure(run, failed, message) or work.last_failure
     work.history.insert(
         0,

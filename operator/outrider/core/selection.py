@@ -3,22 +3,15 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from outrider.api.names import batch_name
-from outrider.api.rollout import BatchNode, RolloutBatchSpec, RunStatus
+from outrider.api.rollout import BatchNode, BatchPurpose, RolloutBatchSpec, RunStatus
 from outrider.core import batches as arithmetic
+from outrider.core.membership import is_joiner, waits_for_a_run
 from outrider.core.moves import is_leaving
 from outrider.core.plan import CreateBatch
 from outrider.core.snapshot import Node
 from outrider.core.states import COMES_BACK
 from outrider.core.window import count_to_record, rolls_in_a_window
-from outrider.core.work import (
-    Work,
-    check_fit,
-    count_between_elsewhere,
-    is_barred,
-    is_direct,
-    revision_to_return_to,
-    why_skip,
-)
+from outrider.core.work import Work, count_between_elsewhere, is_direct, revision_to_return_to, why_skip
 
 
 def remaining_nodes(work: Work) -> list[Node]:
@@ -32,24 +25,20 @@ def remaining_nodes(work: Work) -> list[Node]:
         if assignment != run.revision and not is_leaving(assignment)
         for node in work.members_at(assignment)
     ]
-    recorded = {
-        (entry.name, entry.uid): result.state == "Skipped" and result.reason in COMES_BACK
-        for _, entry, result in (work.entries() if not work.touched.isdisjoint(n.name for n in candidates) else ())
-    }
+    recorded: dict[tuple[str, str], bool] = {}
+    for batch, entry, result in work.entries() if not work.touched.isdisjoint(n.name for n in candidates) else ():
+        if batch.spec.purpose == "Update":
+            recorded[entry.name, entry.uid] = result.state == "Skipped" and result.reason in COMES_BACK
+        elif result.state == "Succeeded":
+            recorded.pop((entry.name, entry.uid), None)  # it had left: since it is here again, it has come back
     remaining = []
     for node in candidates:
         assignment = work.assignment(node)
         away = recorded.get((node.name, node.uid))
         if away is False:
             continue
-        if (
-            assignment is None
-            and work.stable is not None
-            and work.stable in work.seen.revisions
-            and not is_barred(work, work.stable)
-            and check_fit(work, node, work.stable).verdict == "Yes"
-        ):
-            continue  # a joiner: it is welcomed first
+        if assignment is None and (is_joiner(work, node) or waits_for_a_run(work)):
+            continue  # it is welcomed first, or has to wait
         if away and why_skip(work, node) is not None:
             continue  # recorded already, and still away
         remaining.append(node)
@@ -74,10 +63,10 @@ def next_size(work: Work, run: RunStatus) -> tuple[int, int]:
         }
         step = max(steps, default=0) + 1
         if step <= arithmetic.canary_steps(spec):
-            return step, max(1, arithmetic.canary_size(spec, step, run.nodes) - elsewhere)
+            return step, max(1, arithmetic.canary_size(spec, step, arithmetic.size_basis(run)) - elsewhere)
     if rolls_in_a_window(work):
         return 0, count_to_record(work)
-    return 0, max(1, arithmetic.rolling_size(spec, run.nodes) - elsewhere)
+    return 0, max(1, arithmetic.rolling_size(spec, arithmetic.size_basis(run)) - elsewhere)
 
 
 def create_batches(work: Work, nodes: Sequence[Node], *, step: int, to: Callable[[Node], str]) -> None:
@@ -91,7 +80,9 @@ def create_batches(work: Work, nodes: Sequence[Node], *, step: int, to: Callable
     work.gate = gate or work.gate  # what is recorded ahead is nothing that the run waits for
 
 
-def create_batch(work: Work, nodes: Iterable[Node], *, step: int, to: Callable[[Node], str]) -> None:
+def create_batch(
+    work: Work, nodes: Iterable[Node], *, step: int, to: Callable[[Node], str], purpose: BatchPurpose = "Update"
+) -> None:
     """Add the next batch of the run: `nodes` in their order, each to where `to` says, in pages."""
     run, seen = work.run, work.seen
     assert run is not None  # noqa: S101 - callers have a run
@@ -99,7 +90,7 @@ def create_batch(work: Work, nodes: Iterable[Node], *, step: int, to: Callable[[
     number = max([run.batches, *(batch.spec.batch for batch in work.run_batches())]) + 1
 
     def back(node: Node, target: str) -> str:
-        return target if run.kind == "Rollback" else revision_to_return_to(work, node)
+        return target if run.kind == "Rollback" or purpose == "Removal" else revision_to_return_to(work, node)
 
     for index, page in enumerate(arithmetic.pages(list(nodes)), start=1):
         entries = []
@@ -118,6 +109,7 @@ def create_batch(work: Work, nodes: Iterable[Node], *, step: int, to: Callable[[
             rollout=seen.name,
             run=run.id,
             kind=run.kind,
+            purpose=purpose,
             version=run.version,
             batch=number,
             page=index,

@@ -213,7 +213,8 @@ class RolloutSnapshot:
     """One consistent look at a Rollout and its fleet.
 
     `nodes` are all nodes of the target and all that carry an assignment of this Rollout; `members` names those of the
-    target, `owned_by_others` those that belong to an older Rollout. `pods` are the agents' pods by node. `revisions`
+    target, `owned_by_others` those that belong to an older Rollout, `leavers` those that have left the fleet and are
+    nobody's. `pods` are the agents' pods by node. `revisions`
     names the revisions whose DaemonSets exist, each with its version; `rules` which nodes each can run on (nothing
     said: any), and `wanted_rules` those of the wanted one, also before it has a DaemonSet; `joiners` the revisions that
     joiners' DaemonSets bring. `wanted` is the revision that the spec asks for, `assigned` are the revisions that any
@@ -221,6 +222,10 @@ class RolloutSnapshot:
     began to see the cluster: what happened before cannot be held against a node.
 
     `answers` are the newest answers of analyses, recorded or not.
+
+    `deleting_since` is when the deletion was asked for; `namespace_terminating` says that the whole namespace goes. An
+    older Rollout's target may overlap with this one's (`shares_joiners`): a joining node could be either's. Another
+    Rollout's joiners' DaemonSet that might serve the same nodes is there (`joiners_elsewhere`).
 
     `versions` are the component's versions that matter here, those that exist. `neighbours` are the components that
     `rules` require. A version that was verified before `verify_after` is
@@ -249,6 +254,11 @@ class RolloutSnapshot:
     batches: tuple[Batch, ...] = ()
     revisions: Mapping[str, str] = field(default_factory=dict)
     observing_since: datetime | None = None
+    deleting_since: datetime | None = None
+    namespace_terminating: bool = False
+    leavers: frozenset[str] = frozenset()
+    shares_joiners: bool = False
+    joiners_elsewhere: bool = False
     target_hash: str = ""
     rules: Mapping[str, VersionRules] = field(default_factory=dict)
     wanted_rules: VersionRules | None = None

@@ -91,7 +91,7 @@ def find_limit(work: Work) -> int:
     """Return how many nodes may be without a working agent at a time."""
     if work.run is None:
         return 0
-    limit = arithmetic.in_flight_limit(work.seen.spec, max(work.run.nodes, 1))
+    limit = arithmetic.in_flight_limit(work.seen.spec, max(arithmetic.size_basis(work.run), 1))
     # A canary step bounds itself.
     canaries = sum(len(b.spec.nodes) for b in work.run_batches() if b.spec.step and work.finished[b.name] is None)
     if work.seen.spec.strategy.type != "Full":
@@ -104,12 +104,14 @@ def count_to_record(work: Work) -> int:
     run = work.run
     if run is None:
         return 0
-    return arithmetic.ahead(work.count({"Pending"}), arithmetic.rolling_size(work.seen.spec, max(run.nodes, 1)))
+    return arithmetic.ahead(
+        work.count({"Pending"}), arithmetic.rolling_size(work.seen.spec, max(arithmetic.size_basis(run), 1))
+    )
 
 
 def _count_lost(work: Work) -> int:
     """Return how many nodes failed for good, and are still there."""
     return sum(
         result.reason != "NodeGone" and same_node(work, entry) is not None
-        for _, entry, result in work.entries({"Failed"})
+        for _, entry, result in work.entries({"Failed"}, updates=True)
     )

@@ -62,9 +62,9 @@ class Work:
 
     `hindrance` is why no new run may start, and why one to this version stands still; `obstacle` why nodes of a failed
     run cannot return; `doubt` what nobody can tell for too long. `unknown` are nodes, with why, whose check has told
-    nothing until their deadline. `questions` are checks to be asked. `fits` remembers which kinds of nodes fit which
-    revisions. `form` says which nodes the DaemonSet that was taken over wants (None: there is none), and `adoption` is
-    what the status will say of it.
+    nothing until their deadline. `questions` are checks to be asked. `target` is the hash of the target whose nodes are
+    all known. `fits` remembers which kinds of nodes fit which revisions. `form` says which nodes the DaemonSet that was
+    taken over wants (None: there is none), and `adoption` is what the status will say of it.
 
     A fleet may be large, and a pass short: what most policies look at is counted, or sorted by what it is, once.
     """
@@ -92,6 +92,7 @@ class Work:
     unknown: list[tuple[str, str]] = field(default_factory=list)
     analyses: dict[str, list[AnalysisResult]] = field(default_factory=dict)
     questions: list[Action] = field(default_factory=list)
+    target: str | None = None
     fits: dict[tuple[object, ...], Answer] = field(default_factory=dict)
     last_failure: LastFailure | None = None
     adoption: AdoptionStatus | None = None
@@ -167,14 +168,19 @@ class Work:
         wanted = run if run is not None else (self.run.id if self.run else 0)
         return self._batches_by_run.get(wanted, [])
 
+    def update_batches(self, run: int | None = None) -> list[Batch]:
+        """Return the stored batches that a run is judged by: not those that take the agent from nodes that left."""
+        return [batch for batch in self.run_batches(run) if batch.spec.purpose == "Update"]
+
     def entries(
-        self, states: Collection[str] = (), run: int | None = None
+        self, states: Collection[str] = (), run: int | None = None, *, updates: bool = False
     ) -> Iterator[tuple[Batch, BatchNode, NodeResult]]:
         """Iterate over the node entries of a run (default: the present one) with their results so far.
 
-        All, or those in some states: batches without any in those states cost nothing.
+        All, or those in some states: batches without any in those states cost nothing. With `updates` without nodes
+        that left the fleet.
         """
-        for batch in self.run_batches(run):
+        for batch in self.update_batches(run) if updates else self.run_batches(run):
             results = self.results[batch.name]
             if states and not results.count(states):
                 continue
@@ -183,23 +189,25 @@ class Work:
                 if not states or result.state in states:
                     yield batch, entry, result
 
-    def count(self, states: Collection[str] = ()) -> int:
+    def count(self, states: Collection[str] = (), *, updates: bool = False) -> int:
         """Return how many node entries the present run has: all, or those in some states."""
-        pages = (self.results[batch.name] for batch in self.run_batches())
+        batches = self.update_batches() if updates else self.run_batches()
+        pages = (self.results[batch.name] for batch in batches)
         return sum(results.count(states) if states else len(results) for results in pages)
 
     def states(self, new: Collection[tuple[str, str]] = ()) -> Counter[str]:
         """Count the nodes of the present run by state, each once: who was left out first and moved later is moved.
 
-        `new` are the nodes (name and UID) of batches that are made in this pass.
+        `new` are the nodes (name and UID) of batches that are made in this pass. Who left the fleet does not count.
         """
         found = Counter[str]({"Pending": len(new)})
-        for batch in self.run_batches():
+        updates = self.update_batches()
+        for batch in updates:
             found.update(self.results[batch.name].counts)
-        if new or self.count() != len(self.touched):
+        if new or len(updates) < len(self.run_batches()) or self.count() != len(self.touched):
             found.subtract(
                 result.state
-                for _, entry, result in self.entries(NOT_BROUGHT)
+                for _, entry, result in self.entries(NOT_BROUGHT, updates=True)
                 if (entry.name, entry.uid) in new or self.is_superseded(entry, result)
             )
         return found
@@ -211,7 +219,7 @@ class Work:
         number = run if run is not None else (self.run.id if self.run else 0)
         if number not in self._newest:
             self._newest[number] = {
-                (each.name, each.uid): each for batch in self.run_batches(number) for each in batch.spec.nodes
+                (each.name, each.uid): each for batch in self.update_batches(number) for each in batch.spec.nodes
             }
         return self._newest[number][entry.name, entry.uid] is not entry
 
@@ -323,7 +331,7 @@ def revision_to_return_to(work: Work, node: Node) -> str:
     """
     assignment = work.assignment(node)
     stable = work.stable or ASSIGNMENT_NONE
-    if assignment is None and find_phase(work, stable) == "Revoked":
+    if assignment is None and (work.seen.spec.joiners == "Wait" or find_phase(work, stable) == "Revoked"):
         return ASSIGNMENT_NONE
     if assignment is None or assignment not in work.seen.revisions or assignment in bad_revisions(work):
         return stable
@@ -365,6 +373,7 @@ def move(work: Work, node: Node, target: str) -> None:
         # Labelled or not, the same DaemonSet wants it: its pod stays.
         step = target if live <= {ASSIGNMENT_LEGACY} else None
     else:
-        step = next_assignment(assignment, target, live, served_by_joiners=by_legacy or bool(work.seen.joiners))
+        served = by_legacy or bool(work.seen.joiners) or work.seen.joiners_elsewhere
+        step = next_assignment(assignment, target, live, served_by_joiners=served)
     if step is not None:
         work.moves.append(Assign(node.name, node.uid, assignment, step))

@@ -6,17 +6,36 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from pydantic import ValidationError
+
 from outrider.adapters import clock
 from outrider.adapters.informer import Store
 from outrider.adapters.kube import Json
 from outrider.api import names
 from outrider.api.checks import HttpCheck
 from outrider.api.componentversion import Compatibility, ComponentVersionStatus
-from outrider.api.rollout import RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
+from outrider.api.errors import Stalling
+from outrider.api.rollout import (
+    Delivery,
+    RolloutBatchStatus,
+    RolloutSpec,
+    RolloutStatus,
+    Strategy,
+    Target,
+    VolumeDelivery,
+)
 from outrider.core import plan as actions
 from outrider.core.compatibility import VersionRules, read_rules
-from outrider.core.fleet import Claim, VersionFacts, find_hindrance, select_members
-from outrider.core.moves import leaving, target_of
+from outrider.core.fleet import (
+    Claim,
+    VersionFacts,
+    carries_assignment,
+    find_hindrance,
+    may_overlap,
+    select_leavers,
+    select_members,
+)
+from outrider.core.moves import target_of
 from outrider.core.plan import Plan
 from outrider.core.revision import hash_target, joiners_id, revision_of
 from outrider.core.snapshot import (
@@ -104,12 +123,12 @@ class Gatherer:
         self._rules: dict[str, tuple[str, int, Compatibility | None]] = {}
         self.observing_since: datetime | None = None
 
-    def gather(self, body: Json, memory: Memory) -> RolloutSnapshot:
+    def gather(self, body: Json, memory: Memory, *, namespace_terminating: bool = False) -> RolloutSnapshot:
         """Return one look at a Rollout (as the API server has it) and its fleet."""
         metadata = body["metadata"]
         namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
-        spec = RolloutSpec.model_validate(body["spec"])
-        status = RolloutStatus.model_validate(body.get("status") or {})
+        deleting = bool(metadata.get("deletionTimestamp"))
+        spec, status = _read(body) if deleting else (_read_spec(body), _read_status(body))
         key = names.assignment_key(namespace, spec.component)
         wanted = revision_of(name, spec)
 
@@ -124,6 +143,8 @@ class Gatherer:
         revisions: dict[str, str] = {}
         rules: dict[str, VersionRules] = {}
         joiners: list[str] = []
+        others = self._other_rollouts(body, spec.component)
+        joiners_elsewhere = False
         for daemonset in self._caches.daemonsets.values():
             if (daemonset.namespace, daemonset.rollout, daemonset.deleting) == (namespace, name, False):
                 if daemonset.role == names.ROLE_JOINERS:
@@ -133,15 +154,18 @@ class Gatherer:
                     rules[daemonset.revision] = self._read_rules(
                         namespace, spec.component, daemonset.version, daemonset.platforms
                     )
+            elif (daemonset.namespace, daemonset.component) == (namespace, spec.component):
+                joiners_elsewhere |= _may_serve(daemonset, others, spec.target)
         version = self.version_facts(namespace, spec.component, spec.version)
         wanted_rules = rules.get(wanted)
         if wanted_rules is None and version is not None:
             platforms = frozenset(artifact.platform for artifact in version.status.artifacts)
             wanted_rules = self._read_rules(namespace, spec.component, spec.version, platforms)
         known_rules = [*rules.values(), *([wanted_rules] if wanted_rules is not None else [])]
-        older = self._older_rollouts(body, spec.component)
         all_nodes = list(self._caches.nodes.values())
+        older = [claim for claim in others if claim.is_older]
         members, foreign = select_members(all_nodes, spec.target, older)
+        leavers = select_leavers(all_nodes, key, revisions, members, others)
         batches = tuple(self._batches(namespace, uid, memory))
         legacy = self._look_at_legacy(body, key, spec, status, all_nodes, members)
         for pod in self._adoptions.pods(f"{namespace}/{name}") if self._adoptions and legacy is not None else ():
@@ -150,7 +174,10 @@ class Gatherer:
         nodes = {
             node.name: node
             for node in all_nodes
-            if node.name in members or (node.name not in foreign and _is_ours(node, key, known))
+            if node.name in members
+            or node.name in leavers
+            or (key in node.labels and (deleting or node.name not in foreign) and _is_ours(node, key, known))
+            or (namespace_terminating and key in node.labels)
         }
         now = clock.now()
         without = (name for name in members if name not in pods and nodes[name].labels.get(key) in revisions)
@@ -161,7 +188,9 @@ class Gatherer:
             name=name,
             uid=uid,
             generation=metadata["generation"],
-            deleting=bool(metadata.get("deletionTimestamp")),
+            deleting=deleting,
+            deleting_since=_read_time(metadata.get("deletionTimestamp")),
+            namespace_terminating=namespace_terminating,
             has_finalizer=names.FINALIZER in (metadata.get("finalizers") or []),
             spec=spec,
             status=status,
@@ -175,6 +204,7 @@ class Gatherer:
                 len(members),
                 foreign,
                 self._template_problem(memory, wanted),
+                len(leavers),
             ),
             started_by=_who_set_the_version(body),
             observing_since=self.observing_since,
@@ -182,6 +212,9 @@ class Gatherer:
             nodes=nodes,
             members=members,
             owned_by_others=foreign,
+            leavers=leavers,
+            shares_joiners=any(may_overlap(claim.target, spec.target) for claim in older),
+            joiners_elsewhere=joiners_elsewhere,
             pods={node: tuple(found) for node, found in pods.items()},
             batches=batches,
             revisions=revisions,
@@ -279,21 +312,22 @@ class Gatherer:
             pending = memory.pending_records.get(item.batch.name)
             yield item.with_status(pending).batch if pending is not None else item.batch
 
-    def _older_rollouts(self, body: Json, component: str) -> list[Claim]:
-        """Return the Rollouts of the same component that come before this one: theirs is what both want."""
-        metadata = body["metadata"]
-        return [
-            Claim(
-                other["metadata"]["name"],
-                other["metadata"]["uid"],
-                other["metadata"]["creationTimestamp"],
-                Target.model_validate(other["spec"]["target"]),
-            )
-            for other in self._caches.rollouts.values()
-            if other["metadata"]["namespace"] == metadata["namespace"]
-            and other["spec"]["component"] == component
-            and _seniority(other) < _seniority(body)
-        ]
+    def _other_rollouts(self, body: Json, component: str) -> list[Claim]:
+        """Return the other Rollouts of the same component. What two of them want belongs to the older one."""
+        metadata, found = body["metadata"], []
+        for other in self._caches.rollouts.values():
+            theirs = other["metadata"]
+            if theirs["namespace"] != metadata["namespace"] or theirs["uid"] == metadata["uid"]:
+                continue
+            if other["spec"].get("component") != component:
+                continue
+            try:
+                target = Target.model_validate(other["spec"].get("target"))
+            except ValidationError:
+                continue  # it claims nothing that anybody could understand, and must not hold up the others
+            is_older = _seniority(other) < _seniority(body)
+            found.append(Claim(theirs["name"], theirs["uid"], theirs["creationTimestamp"], target, is_older=is_older))
+        return found
 
     def version_facts(self, namespace: str, component: str, version: str) -> VersionFacts | None:
         """Return what a Rollout needs to know of a version, or None if there is no such ComponentVersion."""
@@ -338,10 +372,63 @@ def _seniority(body: Json) -> tuple[str, bool, str]:
 
 def _is_ours(node: Node, key: str, revisions: Mapping[str, str]) -> bool:
     """Tell whether a node outside the target carries an assignment of this Rollout."""
-    assignment = node.labels.get(key)
-    if assignment is None:
+    assignment = node.labels[key]
+    return assignment != names.ASSIGNMENT_NONE and carries_assignment(assignment, revisions)
+
+
+def _may_serve(daemonset: AgentDaemonSet, others: Iterable[Claim], target: Target) -> bool:
+    """Tell whether another Rollout's joiners' DaemonSet might want nodes of a target."""
+    if daemonset.role != names.ROLE_JOINERS:
         return False
-    return target_of(assignment) in revisions or assignment == leaving(names.ASSIGNMENT_NONE)
+    owner = next((claim for claim in others if claim.name == daemonset.rollout), None)
+    known = owner is not None and daemonset.target == hash_target(owner.target)
+    return owner is None or not known or may_overlap(owner.target, target)
+
+
+def _read_time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def _read_spec(body: Json) -> RolloutSpec:
+    try:
+        return RolloutSpec.model_validate(body["spec"])
+    except ValidationError as error:
+        name = f"Rollout {body['metadata']['namespace']}/{body['metadata']['name']}"
+        fields = ", ".join(sorted({".".join(str(part) for part in problem["loc"]) for problem in error.errors()}))
+        raise Stalling(
+            "SpecInvalid",
+            f"{name} was stored with a spec that this version of Outrider does not understand, at: {fields}. Correct "
+            "these fields; nothing of its fleet is moved meanwhile",
+        ) from None
+
+
+def _read_status(body: Json) -> RolloutStatus:
+    return RolloutStatus.model_validate(body.get("status") or {})
+
+
+def _read(body: Json) -> tuple[RolloutSpec, RolloutStatus]:
+    """Return spec and status of a Rollout that is being deleted: if they cannot be read, the little that this takes.
+
+    They were stored under another schema then. That must not keep the Rollout from going.
+    """
+    stored: Json = body.get("spec") or {}
+    try:
+        spec = RolloutSpec.model_validate(stored)
+    except ValidationError:
+        spec = RolloutSpec.model_construct(
+            component=str(stored.get("component")),
+            version=str(stored.get("version")),
+            target=Target(),
+            template={},
+            delivery=Delivery(volume=VolumeDelivery(mount_path="/unknown", containers=["unknown"])),
+            strategy=Strategy(type="Full"),
+            deletion_policy="Delete" if stored.get("deletionPolicy") == "Delete" else "Orphan",
+        )
+    try:
+        status = _read_status(body)
+    except ValidationError:
+        status = RolloutStatus()
+    return spec, status
 
 
 def _who_set_the_version(body: Json) -> str:

@@ -5,10 +5,13 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from pydantic import ValidationError
+
 from outrider.adapters import clock
 from outrider.adapters.events import EventRecorder
 from outrider.adapters.kube import (
     DAEMON_SETS,
+    NAMESPACES,
     NODES,
     ROLLOUT_BATCHES,
     ROLLOUTS,
@@ -99,7 +102,13 @@ class RolloutReconciler:
         if memory is None or memory.uid != body["metadata"]["uid"]:
             memory = self._memories[key] = Memory(uid=body["metadata"]["uid"])
         await self._adoptions.watch(key, body)
-        seen = self._gatherer.gather(body, memory)
+        terminating = bool(body["metadata"].get("deletionTimestamp")) and await self._is_terminating(namespace)
+        try:
+            seen = self._gatherer.gather(body, memory, namespace_terminating=terminating)
+        except Stalling as error:
+            event = actions.Event("Warning", error.reason, error.message)
+            self._recorder.record(ROLLOUTS, namespace, name, memory.uid, event)
+            raise
         plan = plan_rollout(seen)
         self._gatherer.remember_asking(seen, plan, memory)
         self._checks.begin(key, seen, plan, memory)
@@ -107,9 +116,21 @@ class RolloutReconciler:
         self._watch_half_moves(seen, memory)
         return self._when_again(seen, plan, memory)
 
+    async def _is_terminating(self, namespace: str) -> bool:
+        """Tell whether a namespace is going away; if that cannot be found out, it is not."""
+        try:
+            found = await self._cluster.get(NAMESPACES, None, namespace)
+        except OutriderError as error:
+            logger.info("Whether namespace %s is going away is not known: %s", namespace, error.message)
+            return False
+        return found is None or bool(found["metadata"].get("deletionTimestamp"))
+
     # -- execute, in the order that `outrider.core.plan` promises
 
     async def _execute(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: Memory) -> None:
+        if seen.deleting:
+            await self._let_go(body, seen, plan, memory)
+            return
         await self._prepare(seen, plan, memory)
         await self._store(seen, plan, memory)
         if plan.urgent_status or plan.events:
@@ -122,9 +143,25 @@ class RolloutReconciler:
         await _all([*moves, self._tell(body, seen, plan, memory)])
         await self._clean_up(seen, plan)
         self._report_metrics(seen, plan)
-        if not seen.deleting and seen.revisions:
+        if seen.revisions:
             # Last: keys that cannot be handed out hold up no move back. New revisions ask for them by themselves.
             await self._trust.hand_out(seen.namespace, seen.spec.component)
+
+    async def _let_go(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: Memory) -> None:
+        """Execute the plan of a Rollout that is deleted; what is only to be told must not keep it from going."""
+        for name in list(memory.pending_records):
+            memory.forget_record(name)  # the records go with the Rollout
+        await self._prepare(seen, plan, memory)
+        for event in plan.events:
+            self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
+        memory.refused = 0
+        await _all(self._assign(seen.assignment_key, move, memory) for move in plan.moves)
+        try:
+            await self._tell(body, seen, plan, memory)
+        except OutriderError as error:
+            logger.info("Rollout %s/%s goes without a word: %s", seen.namespace, seen.name, error.message)
+        await self._clean_up(seen, plan)
+        self._report_metrics(seen, plan)
 
     async def _prepare(self, seen: RolloutSnapshot, plan: Plan, memory: Memory) -> None:
         for action in plan.actions:
@@ -180,7 +217,10 @@ class RolloutReconciler:
 
     def _written_status(self, body: Json) -> Json:
         """Return the part of the stored status that is ours: others may add conditions of their own."""
-        status = RolloutStatus.model_validate(body.get("status") or {})
+        try:
+            status = RolloutStatus.model_validate(body.get("status") or {})
+        except ValidationError:
+            return {}
         ours = [condition for condition in status.conditions if condition.type in CONDITION_TYPES]
         return status.model_copy(update={"conditions": ours}).to_api()
 
@@ -318,7 +358,8 @@ class RolloutReconciler:
             return
         except OutriderError as error:
             # One node's trouble must not hold up the others; its own deadline goes on.
-            logger.warning("Node %s could not be given %s: %s", move.node, move.after, error.message)
+            what = f"given {move.after}" if move.after is not None else "rid of its assignment"
+            logger.warning("Node %s could not be %s: %s", move.node, what, error.message)
             memory.refused += 1
             return
         if answer is None:
