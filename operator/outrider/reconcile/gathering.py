@@ -54,9 +54,9 @@ from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
 from outrider.settings import Settings
 
 _RECORD_SECONDS = 3.0
-_RECORDS_PER_SECOND = 2.0
+_RECORDS_PER_SECOND = 0.4
 """Records that can be derived again from the cluster are written together, at most so often and at most so many: one of
-100 nodes costs the API server 20 ms."""
+100 nodes costs the API server 20 ms, and a window over thousands of nodes has dozens open at a time."""
 
 TEMPLATE_SECONDS = 300.0
 """After so long a template that was refused is tried again: what refused it may be somebody's webhook."""
@@ -68,6 +68,17 @@ class Probed:
 
     check: HttpCheck
     measurement: Measurement
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A Rollout's object as it was read: most passes find the one that the pass before found."""
+
+    body: Json
+    spec: RolloutSpec
+    status: RolloutStatus
+    wanted: str
+    target_hash: str
 
 
 @dataclass
@@ -86,6 +97,9 @@ class Memory:
     asked: tuple[str, datetime] | None = None
     """The wanted revision whose version is being verified anew, and since when that is asked for."""
     uid: str = ""
+    reading: Reading | None = None
+    told_status: tuple[Json, Json] | None = None
+    """A stored Rollout, and the part of its status that is ours."""
     probes: dict[str, Probed] = field(default_factory=dict)
     """What agents said when they were asked themselves, by their pods' UIDs."""
     answers: dict[tuple[str, str], AnalysisAnswer] = field(default_factory=dict)
@@ -128,9 +142,9 @@ class Gatherer:
         metadata = body["metadata"]
         namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
         deleting = bool(metadata.get("deletionTimestamp"))
-        spec, status = _read(body) if deleting else (_read_spec(body), _read_status(body))
+        reading = memory.reading = _read(body, memory.reading)
+        spec, status, wanted = reading.spec, reading.status, reading.wanted
         key = names.assignment_key(namespace, spec.component)
-        wanted = revision_of(name, spec)
 
         pods: dict[str, list[Pod]] = {}
         ignored = frozenset(spec.health.ignore_restarts_of)
@@ -208,7 +222,7 @@ class Gatherer:
             ),
             started_by=_who_set_the_version(body),
             observing_since=self.observing_since,
-            target_hash=hash_target(spec.target),
+            target_hash=reading.target_hash,
             nodes=nodes,
             members=members,
             owned_by_others=foreign,
@@ -364,6 +378,17 @@ def _add_measurements(pods: Mapping[str, list[Pod]], http: HttpCheck | None, mem
     memory.probes = known
 
 
+def _read(body: Json, known: Reading | None) -> Reading:
+    """Read a Rollout; what is as it was is not read again."""
+    if known is not None and known.body is body:
+        return known
+    is_deleted = bool(body["metadata"].get("deletionTimestamp"))
+    if known is not None and not is_deleted and known.body["spec"] == body["spec"]:
+        return replace(known, body=body, status=_read_status(body))
+    spec, status = _read_deleted(body) if is_deleted else (_read_spec(body), _read_status(body))
+    return Reading(body, spec, status, revision_of(body["metadata"]["name"], spec), hash_target(spec.target))
+
+
 def _seniority(body: Json) -> tuple[str, bool, str]:
     """Return what decides whose nodes are whose: the older one's. Of two from the same second, his who began first."""
     begun = bool((body.get("status") or {}).get("run"))
@@ -406,7 +431,7 @@ def _read_status(body: Json) -> RolloutStatus:
     return RolloutStatus.model_validate(body.get("status") or {})
 
 
-def _read(body: Json) -> tuple[RolloutSpec, RolloutStatus]:
+def _read_deleted(body: Json) -> tuple[RolloutSpec, RolloutStatus]:
     """Return spec and status of a Rollout that is being deleted: if they cannot be read, the little that this takes.
 
     They were stored under another schema then. That must not keep the Rollout from going.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from outrider.adapters.kube import Json
 from outrider.api import names
-from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus
+from outrider.api.rollout import BatchNode, NodeResult, RolloutBatchSpec, RolloutBatchStatus
 from outrider.core.snapshot import Batch, Node, Pod, Taint
 from outrider.core.words import last_words
 
@@ -31,9 +31,9 @@ def project_node(obj: Json, _before: Node | None = None) -> Node:
         sys.intern(str(info.get(name) or "")) for name in ("osImage", "kernelVersion", "kubeletVersion")
     )
     return Node(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        labels=metadata.get("labels") or {},
+        name=sys.intern(metadata["name"]),
+        uid=sys.intern(metadata["uid"]),
+        labels={sys.intern(key): sys.intern(value) for key, value in (metadata.get("labels") or {}).items()},
         ready=ready and not metadata.get("deletionTimestamp"),
         unschedulable=bool(spec.get("unschedulable")),
         taints=tuple(Taint(t["key"], t.get("value") or "", t["effect"]) for t in spec.get("taints") or []),
@@ -94,14 +94,14 @@ def project_pod(obj: Json, before: AgentPod | None, now: datetime) -> AgentPod:
     containers = _project_containers(spec, init, main)
     same = before.pod if before is not None and before.pod.uid == metadata["uid"] else None
     return AgentPod(
-        namespace=metadata["namespace"],
-        component=labels.get(names.LABEL_COMPONENT, ""),
+        namespace=sys.intern(metadata["namespace"]),
+        component=sys.intern(labels.get(names.LABEL_COMPONENT, "")),
         pod=Pod(
             name=metadata["name"],
             uid=metadata["uid"],
-            node=spec.get("nodeName") or _intended_node(spec),
-            revision=labels.get(names.LABEL_REVISION, ""),
-            role=labels.get(names.LABEL_ROLE, names.ROLE_REVISION),
+            node=sys.intern(spec.get("nodeName") or _intended_node(spec)),
+            revision=sys.intern(labels.get(names.LABEL_REVISION, "")),
+            role=sys.intern(labels.get(names.LABEL_ROLE, names.ROLE_REVISION)),
             live=live,
             terminating=terminating,
             ready_since=((same.ready_since if same else None) or now) if ready else None,
@@ -252,8 +252,43 @@ def project_batch(obj: Json, before: StoredBatch | None = None) -> StoredBatch:
     metadata = obj["metadata"]
     owner = next((o["uid"] for o in metadata.get("ownerReferences") or [] if o["kind"] == "Rollout"), "")
     same = before is not None and before.uid == metadata["uid"]
-    spec = before.batch.spec if before is not None and same else RolloutBatchSpec.model_validate(obj["spec"])
-    status = RolloutBatchStatus.model_validate(obj.get("status") or {})
+    spec = before.batch.spec if before is not None and same else _read_membership(obj["spec"])
+    status = _read_results(obj.get("status") or {})
     return StoredBatch(
         metadata["namespace"], metadata["uid"], spec.rollout, owner, Batch(metadata["name"], spec, status)
     )
+
+
+def _read_membership(spec: Json) -> RolloutBatchSpec:
+    """Return a batch's spec, small: a fleet's last runs are kept, so that each node has a dozen entries."""
+    read = RolloutBatchSpec.model_validate(spec)
+    entries = [
+        BatchNode.model_construct(
+            _ENTRY_FIELDS,
+            name=sys.intern(entry.name),
+            uid=sys.intern(entry.uid),
+            origin=sys.intern(entry.origin),
+            to=sys.intern(entry.to),
+            back=sys.intern(entry.back),
+        )
+        for entry in read.nodes
+    ]
+    return read.model_copy(update={"nodes": entries})
+
+
+def _read_results(status: Json) -> RolloutBatchStatus:
+    """Return a batch's status, small likewise."""
+    read = RolloutBatchStatus.model_validate(status)
+    results = [
+        NodeResult.model_construct(
+            _RESULT_FIELDS,
+            **(result.__dict__ | {text: sys.intern(getattr(result, text)) for text in ("name", "state", "reason")}),
+        )
+        for result in read.nodes
+    ]
+    return read.model_copy(update={"nodes": results})
+
+
+_ENTRY_FIELDS = set(BatchNode.model_fields)
+_RESULT_FIELDS = set(NodeResult.model_fields)
+"""One set for all of a kind: a set of its own is the largest part of a small model."""

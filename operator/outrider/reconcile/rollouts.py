@@ -38,6 +38,7 @@ from outrider.core.revision import (
 from outrider.core.rollout import plan_rollout
 from outrider.core.rollout_status import CONDITION_TYPES, STUCK_SECONDS
 from outrider.core.snapshot import RolloutSnapshot
+from outrider.core.states import ONGOING
 from outrider.reconcile.adoption import Adoptions
 from outrider.reconcile.checks import Checks
 from outrider.reconcile.gathering import TEMPLATE_SECONDS, Caches, Gatherer, Memory
@@ -48,7 +49,9 @@ from outrider.settings import Settings
 logger = logging.getLogger(__name__)
 
 _STATUS_SECONDS = 2.0
-"""Likewise a Rollout's counts."""
+_STATUS_SECONDS_LARGE = 5.0
+_LARGE = 500
+"""Likewise a Rollout's counts; those of large fleets, whose runs take minutes, less often."""
 _REFUSED_SECONDS = 2.0
 """After so long a node whose patch was refused is tried again."""
 _ASK_AGAIN_SECONDS = 5.0
@@ -133,7 +136,7 @@ class RolloutReconciler:
             return
         await self._prepare(seen, plan, memory)
         await self._store(seen, plan, memory)
-        if plan.urgent_status or plan.events:
+        if plan.urgent_status:
             await self._write_status(body, seen, plan, memory)
         for event in plan.events:
             self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
@@ -186,6 +189,8 @@ class RolloutReconciler:
                 memory.pending_records[action.name] = action.status
                 if action.urgent:
                     memory.urgent_records.add(action.name)
+        if _ends_the_run(seen, plan):
+            memory.urgent_records |= memory.pending_records.keys()  # nobody looks at them again
         # One stays urgent until it is stored.
         await _all(self._write_record(seen, name, memory) for name in sorted(memory.urgent_records))
         await _all(
@@ -200,12 +205,13 @@ class RolloutReconciler:
         if memory.pending_records and moment >= memory.records_due():
             memory.records_written = moment
             await _all(self._write_record(seen, name, memory) for name in sorted(memory.pending_records))
-        if moment - memory.status_written >= _STATUS_SECONDS:
+        # What an event said must be known in the next pass, or it would be said again.
+        if plan.events or moment - memory.status_written >= _status_seconds(plan):
             await self._write_status(body, seen, plan, memory)
 
     async def _write_status(self, body: Json, seen: RolloutSnapshot, plan: Plan, memory: Memory) -> None:
         status = plan.status.to_api()
-        if status != self._written_status(body):
+        if status != self._written_status(body, memory):
             memory.status_written = asyncio.get_running_loop().time()
             answer = await self._cluster.apply(
                 ROLLOUTS,
@@ -215,14 +221,16 @@ class RolloutReconciler:
             )
             self._caches.rollouts.put(answer)
 
-    def _written_status(self, body: Json) -> Json:
+    def _written_status(self, body: Json, memory: Memory) -> Json:
         """Return the part of the stored status that is ours: others may add conditions of their own."""
-        try:
-            status = RolloutStatus.model_validate(body.get("status") or {})
-        except ValidationError:
-            return {}
-        ours = [condition for condition in status.conditions if condition.type in CONDITION_TYPES]
-        return status.model_copy(update={"conditions": ours}).to_api()
+        if memory.told_status is None or memory.told_status[0] is not body:
+            try:
+                status = RolloutStatus.model_validate(body.get("status") or {})
+            except ValidationError:
+                return {}
+            ours = [condition for condition in status.conditions if condition.type in CONDITION_TYPES]
+            memory.told_status = body, status.model_copy(update={"conditions": ours}).to_api()
+        return memory.told_status[1]
 
     async def _clean_up(self, seen: RolloutSnapshot, plan: Plan) -> None:
         for action in plan.actions:
@@ -433,8 +441,8 @@ class RolloutReconciler:
         if memory.pending_records:
             waits.append(max(0.0, memory.records_due() - moment))
         stored = self._caches.rollouts.get(seen.namespace, seen.name)
-        if stored is not None and self._written_status(stored) != plan.status.to_api():
-            waits.append(max(0.05, memory.status_written + _STATUS_SECONDS - moment))
+        if stored is not None and self._written_status(stored, memory) != plan.status.to_api():
+            waits.append(max(0.05, memory.status_written + _status_seconds(plan) - moment))
         if memory.leaving_since:
             waits.append(float(STUCK_SECONDS))
         if memory.template_problems:
@@ -442,6 +450,17 @@ class RolloutReconciler:
         if memory.refused or self._adoptions.has_problem(f"{seen.namespace}/{seen.name}"):
             waits.append(_REFUSED_SECONDS)
         return min(waits, default=None)
+
+
+def _status_seconds(plan: Plan) -> float:
+    return _STATUS_SECONDS if plan.status.nodes < _LARGE else _STATUS_SECONDS_LARGE
+
+
+def _ends_the_run(seen: RolloutSnapshot, plan: Plan) -> bool:
+    before, after = seen.status.run, plan.status.run
+    if before is None or before.state not in ONGOING:
+        return False
+    return after is None or after.id != before.id or after.state not in ONGOING
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
