@@ -51,6 +51,11 @@ def rolling(size: int | str = 1, interval: int = 0, tolerance: int | str = 0) ->
     }
 
 
+def window(size: int | str = 1, tolerance: int | str = 0) -> Object:
+    """Strategy: a sliding window."""
+    return {"type": "Rolling", "rolling": {"maxUnavailable": size}, "failureTolerance": tolerance}
+
+
 def canary(*steps: Object, size: int | str = 1, interval: int = 0, tolerance: int | str = 0) -> Object:
     """Strategy: canary steps, then rolling."""
     return {
@@ -360,6 +365,9 @@ class NodeHistory:
         self.assignments: dict[str, list[str | None]] = {}
         self.overlaps: list[str] = []
         self.started: dict[str, list[str]] = {}
+        self.most_between = 0
+        """How many nodes at most were between two revisions at the same time."""
+        self._between: set[str] = set()
         self._live: dict[str, dict[str, str]] = {}
         self._recorders = [
             Recorder(story.api, NODES, self._note_node, labelSelector=f"{POOL}={story.name}"),
@@ -371,6 +379,11 @@ class NodeHistory:
         seen = self.assignments.setdefault(obj["metadata"]["name"], [])
         if kind != "DELETED" and (not seen or seen[-1] != value):
             seen.append(value)
+        if kind != "DELETED" and (value or "").startswith(names.ASSIGNMENT_LEAVING):
+            self._between.add(obj["metadata"]["name"])
+            self.most_between = max(self.most_between, len(self._between))
+        else:
+            self._between.discard(obj["metadata"]["name"])
 
     def _note_pod(self, kind: str, obj: Object) -> None:
         node, uid = obj["spec"].get("nodeName"), obj["metadata"]["uid"]
