@@ -1,6 +1,7 @@
 """What has become of the nodes that a run touched, and when that is too much."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 
 from outrider.api.names import ASSIGNMENT_NONE
@@ -21,13 +22,19 @@ def judge_nodes(work: Work) -> None:
         return
     # A run that completed once is not judged by what happens to its nodes later.
     closed = {"Skipped", "RolledBack", "Succeeded"} if work.run.revision == work.stable else {"Skipped", "RolledBack"}
+    well = _find_well(work) if work.count({"Succeeded"} - closed) else {}
     for batch in work.run_batches():
         results = work.results[batch.name]
-        if results.count(closed) == len(results):
+        open_ones = len(results) - results.count(closed)
+        if not open_ones:
+            continue
+        if open_ones == len(results) == results.count({"Succeeded"}) and batch.uids <= well.get(
+            batch.goal, frozenset()
+        ):
             continue
         for entry in batch.spec.nodes:
             before = results[entry.name]
-            if before.state == "Succeeded" and _is_still_well(work, entry):
+            if before.state == "Succeeded" and entry.uid in well.get(entry.to, ()):
                 continue
             after = _judge_node(work, batch, entry, before)
             if after.state != before.state and after.state in {"Failed", "Skipped"}:
@@ -37,13 +44,23 @@ def judge_nodes(work: Work) -> None:
         work.doubt = _tell_unknown(work)
 
 
-def _is_still_well(work: Work, entry: BatchNode) -> bool:
-    """Tell at one glance whether a healthy node has nothing against it: most of a fleet, in every pass."""
-    node = work.seen.nodes.get(entry.name)
-    if node is None or not node.ready or node.uid != entry.uid or work.assignment(node) != entry.to:
-        return False
-    pods = work.seen.pods.get(entry.name, ())
-    return len(pods) == 1 and is_sound(pods[0], entry.to, work.seen.spec.health)
+def _find_well(work: Work) -> Mapping[str, AbstractSet[str]]:
+    """Return which nodes have nothing against them where they are assigned to: their UIDs, by assignment.
+
+    They are most of a fleet in every pass, so that each is only glanced at.
+    """
+    key, pods, health = work.seen.assignment_key, work.seen.pods, work.seen.spec.health
+    found: dict[str, set[str]] = {ASSIGNMENT_NONE: set()}
+    for name, node in work.seen.nodes.items():
+        assignment = node.labels.get(key)
+        if assignment is None or not node.ready:
+            continue
+        there = pods.get(name, ())
+        if (len(there) == 1 and is_sound(there[0], assignment, health)) or assignment == ASSIGNMENT_NONE:
+            if assignment not in found:
+                found[assignment] = set()
+            found[assignment].add(node.uid)
+    return found
 
 
 def tell_end_of_batch(work: Work, pages: Sequence[Batch]) -> None:

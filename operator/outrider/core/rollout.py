@@ -244,8 +244,11 @@ def move_open_batches(work: Work) -> None:
         node = same_node(work, entry)
         if node is None:
             continue
+        goes = work.assignment(node) in {entry.to, leaving(entry.to)}
+        if goes and result.state == "Stopping":
+            continue  # the most of them: its old agent ends
         if is_barred(work, entry.to):
-            if work.assignment(node) not in {entry.to, leaving(entry.to)}:
+            if not goes:
                 blocked.append((entry.name, entry.to))
             continue
         if result.state == "Stopping" and work.assignment(node) == (entry.origin or None):

@@ -125,6 +125,17 @@ class Batch:
         return len(self.status.nodes) == len(self.spec.nodes)
 
     @cached_property
+    def uids(self) -> frozenset[str]:
+        """The UIDs of the nodes."""
+        return frozenset(entry.uid for entry in self.spec.nodes)
+
+    @cached_property
+    def goal(self) -> str:
+        """Where all of the nodes go; "" if not all go to the same."""
+        goals = {entry.to for entry in self.spec.nodes}
+        return goals.pop() if len(goals) == 1 else ""
+
+    @cached_property
     def revisions(self) -> frozenset[str]:
         """The assignments that the membership names."""
         return frozenset(name for entry in self.spec.nodes for name in (entry.origin, entry.to, entry.back))
