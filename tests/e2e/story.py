@@ -628,6 +628,18 @@ class Then:
         assert bool(condition(obj, "Reconciling")) == (phase in {"Progressing", "RollingBack", "Waiting", "Deleting"})
         return obj
 
+    def the_rollout_is_reverted(self, *, seconds: float = PATIENCE) -> Object:
+        """The Rollout says that somebody took back what a DaemonSet that it took over needs; returns the condition."""
+        story = self._story
+        obj = story.api.wait_for(
+            story.rollouts,
+            ROLLOUT,
+            lambda obj: bool(condition(obj, "AdoptionReverted")),
+            "a revert is told",
+            seconds=seconds,
+        )
+        return condition(obj, "AdoptionReverted")
+
     def the_counts_are(self, seconds: float = PATIENCE, **counts: int) -> Object:
         """The newest run's counts become these."""
         story = self._story
@@ -655,7 +667,7 @@ class Then:
                 agents.setdefault(pod["spec"].get("nodeName") or "", []).append(pod)
             return all(
                 len(agents.get(name, [])) == 1
-                and agents[name][0]["metadata"]["labels"][names.LABEL_REVISION] == revision
+                and agents[name][0]["metadata"]["labels"].get(names.LABEL_REVISION) == revision
                 and condition(agents[name][0], "Ready").get("status") == "True"
                 for name in wanted
             )
