@@ -101,6 +101,13 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
             "nodes": [],
         },
     }
+    pods = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "probe", "image": "probe"}]}}
+    daemonset = {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "probe"},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": pods},
+    }
     node = cluster.kubectl("get", "nodes", "--output=name").stdout.split()[0]
     number = f"1.0.{time.time_ns()}"
     version = {
@@ -137,6 +144,7 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
         ("records", ("create",), batch),
         ("kubelets", ("create", "--as=system:node:probe", "--as-group=system:nodes"), new_node),
         ("operator-on-nodes", ("annotate", node, "probe=1", "--overwrite", f"--as={OPERATOR}"), None),
+        ("operator-on-daemonsets", ("create", *as_operator), daemonset),
         ("operator-on-specs", ("create", *as_operator), {**version, "metadata": {"name": f"probe-{number}"}}),
         ("version-finalizers", ("patch", *stored, *no_finalizer), None),
         ("versions", ("delete", *stored), None),

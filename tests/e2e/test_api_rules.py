@@ -1237,6 +1237,142 @@ def test_the_policies_have_no_type_errors(cluster: E2eCluster) -> None:
     assert warnings == dict.fromkeys(warnings)
 
 
+# --- DaemonSets of others ---------------------------------------------------------------------------------------------
+
+KEY = names.assignment_key("api-rules", "agent")
+ABSENT: Object = {"key": KEY, "operator": "DoesNotExist"}
+LEGACY: Object = {"key": KEY, "operator": "In", "values": ["legacy"]}
+ZONE: Object = {"key": "zone", "operator": "In", "values": ["a"]}
+
+
+def requiring(*terms: list[Object], **more: Any) -> Object:
+    """A change of a DaemonSet: the terms of its required node affinity, and what else of its pod."""
+    required = {"nodeSelectorTerms": [{"matchExpressions": expressions} for expressions in terms]} if terms else None
+    node = {"requiredDuringSchedulingIgnoredDuringExecution": required}
+    return {"spec": {"template": {"spec": {"affinity": {"nodeAffinity": node}, **more}}}}
+
+
+NEITHER = "may require of a node, in a DaemonSet that is not its own, no more than"
+TERMS = "may change no node affinity term of a DaemonSet that is not its own"
+NOTHING = "may change nothing of a DaemonSet that is not its own but the update strategy"
+METADATA = "may change no metadata of a DaemonSet that is not its own"
+
+CHANGES: dict[str, tuple[Object, str]] = {
+    "a take-over": (requiring([ZONE, ABSENT], [ZONE, LEGACY]), ""),
+    "the joiners given up": (requiring([ZONE, LEGACY]), ""),
+    "nothing": (requiring([ZONE]), ""),
+    "the strategy": ({"spec": {"updateStrategy": {"type": "OnDelete", "rollingUpdate": None}}}, ""),
+    "its annotations": ({"metadata": {"annotations": {names.ANNOTATION_ADOPTED_BY: "x"}}}, ""),
+    "another value": (requiring([ZONE, {**LEGACY, "values": ["other"]}]), NEITHER),
+    "another operator": (requiring([ZONE, {"key": KEY, "operator": "Exists"}]), NEITHER),
+    "a term more": (requiring([ZONE], [LEGACY]), TERMS),
+    "a term less": (requiring(), TERMS),
+    "another label": (requiring([ZONE, {"key": "other", "operator": "Exists"}]), TERMS),
+    "another zone": (requiring([{**ZONE, "values": ["b"]}, LEGACY]), TERMS),
+    "the image": ({"spec": {"template": {"spec": {"containers": [{"name": "agent", "image": "bad"}]}}}}, NOTHING),
+    "the host's network": ({"spec": {"template": {"spec": {"hostNetwork": True}}}}, NOTHING),
+    "a field taken away": ({"spec": {"template": {"spec": {"nodeSelector": None}}}}, NOTHING),
+    "the affinity to pods": (
+        requiring(
+            [ZONE, LEGACY],
+            affinity={
+                "podAntiAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "x", "labelSelector": {}}]
+                }
+            },
+        ),
+        NOTHING,
+    ),
+    "preferences": (
+        {
+            "spec": {
+                "template": {
+                    "spec": {
+                        "affinity": {
+                            "nodeAffinity": {
+                                "preferredDuringSchedulingIgnoredDuringExecution": [
+                                    {"weight": 1, "preference": {"matchExpressions": [ZONE]}}
+                                ]
+                            }
+                        }
+                    }
+                }
+            }
+        },
+        NOTHING,
+    ),
+    "the template's labels": ({"spec": {"template": {"metadata": {"labels": {"c": "d"}}}}}, NOTHING),
+    "when a pod is available": ({"spec": {"minReadySeconds": 5}}, NOTHING),
+    "its labels": ({"metadata": {"labels": {"c": "d"}}}, METADATA),
+    "others' annotations": ({"metadata": {"annotations": {"theirs": "gone"}}}, METADATA),
+    "its finalizers": ({"metadata": {"finalizers": ["example.com/a"]}}, METADATA),
+    "its own label": ({"metadata": {"labels": {names.LABEL_MANAGED_BY: names.MANAGED_BY}}}, METADATA),
+}
+
+
+@pytest.fixture(scope="module")
+def of_others(cluster: E2eCluster, namespace: str) -> str:
+    """A DaemonSet that somebody else has made."""
+    theirs = copy.deepcopy(DAEMON_SET)
+    theirs["metadata"] = {"name": "of-others", "annotations": {"theirs": "stays"}}
+    theirs["spec"]["template"]["spec"] |= requiring([ZONE])["spec"]["template"]["spec"]
+    create(cluster, namespace, theirs)
+    return "daemonset/of-others"
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES.values(), ids=CHANGES)
+def test_what_the_operator_may_change_of_a_daemonset_of_others(
+    cluster: E2eCluster, namespace: str, of_others: str, change: Object, words: str
+) -> None:
+    wider = ("--as-group=system:masters",)
+    said = patch(cluster, namespace, of_others, change, "--dry-run=server", OPERATOR, *wider)
+    assert (words in said) if words else (said == "")
+    if words != METADATA:  # whoever claims to be the operator's is told by another policy
+        assert patch(cluster, namespace, of_others, change, "--dry-run=server") == "", "anybody else may"
+
+
+def test_without_any_term_there_and_back(cluster: E2eCluster, namespace: str) -> None:
+    theirs = copy.deepcopy(DAEMON_SET)
+    theirs["metadata"] = {"name": "without-terms"}
+    create(cluster, namespace, theirs)
+    target = "daemonset/without-terms"
+    adopted = requiring([ABSENT], [LEGACY])
+    adopted["spec"]["updateStrategy"] = {"type": "OnDelete", "rollingUpdate": None}
+    assert patch(cluster, namespace, target, adopted, OPERATOR) == ""
+    assert NEITHER in patch(cluster, namespace, target, requiring([{**LEGACY, "values": ["x"]}]), OPERATOR)
+    assert TERMS in patch(cluster, namespace, target, requiring([ZONE, LEGACY]), OPERATOR)
+    restored = {"spec": {"template": {"spec": {"affinity": None}}, "updateStrategy": {"type": "RollingUpdate"}}}
+    assert patch(cluster, namespace, target, restored, OPERATOR) == ""
+    never = "may create and delete no DaemonSets but its own"
+    assert never in cluster.kubectl("delete", "-n", namespace, target, OPERATOR, check=False).stderr
+    wider = (OPERATOR, "--as-group=system:masters")
+    status = {"status": {"observedGeneration": 9}}
+    assert never in patch(cluster, namespace, target, status, "--subresource=status", *wider)
+    theirs["apiVersion"], theirs["kind"] = "apps/v1", "DaemonSet"
+    theirs["metadata"] = {"name": "not-its-own"}
+    assert never in refusal(cluster, namespace, theirs, OPERATOR)
+
+
+def test_its_own_daemonsets_the_operator_never_changes(cluster: E2eCluster, namespace: str) -> None:
+    ours = copy.deepcopy(DAEMON_SET)
+    ours["metadata"]["name"] = "never-changed"
+    create(cluster, namespace, ours, OPERATOR)
+    change = {"spec": {"updateStrategy": {"type": "OnDelete", "rollingUpdate": None}}}
+    assert "which it never changes" in patch(cluster, namespace, "daemonset/never-changed", change, OPERATOR)
+    cluster.kubectl("delete", "-n", namespace, "daemonset/never-changed", OPERATOR)
+
+
+def test_the_daemonset_that_is_taken_over_stays_the_same(cluster: E2eCluster, namespace: str) -> None:
+    create(cluster, namespace, rollout("adopts", adoption={"daemonSet": "old-agent"}))
+    said = patch(cluster, namespace, "orl/adopts", {"spec": {"adoption": {"daemonSet": "another"}}})
+    assert "spec.adoption.daemonSet cannot be changed: give the first DaemonSet back" in said
+    assert patch(cluster, namespace, "orl/adopts", {"spec": {"adoption": {"giveBack": True}}}) == ""
+    assert patch(cluster, namespace, "orl/adopts", {"spec": {"adoption": None}}) == ""
+    assert "write the name of a DaemonSet" in refusal(
+        cluster, namespace, rollout("no-name", adoption={"daemonSet": "No Name"})
+    )
+
+
 # --- Permissions ------------------------------------------------------------------------------------------------------
 
 
@@ -1252,6 +1388,8 @@ def test_the_policies_have_no_type_errors(cluster: E2eCluster) -> None:
         ("delete", "componentversions.outrider.dev", "fleet", False),
         ("create", "rolloutbatches.outrider.dev", "fleet", True),
         ("create", "daemonsets.apps", "fleet", True),
+        ("patch", "daemonsets.apps", "fleet", True),
+        ("update", "daemonsets.apps", "fleet", False),
         ("create", "jobs.batch", "fleet", True),
         ("delete", "jobs.batch", "fleet", True),
         ("patch", "jobs.batch", "fleet", False),
