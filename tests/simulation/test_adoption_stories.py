@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from outrider.api.rollout import RolloutStatus
 from outrider.core import plan as actions
+from outrider.core.preview import preview_rollout
 from outrider.core.snapshot import Hindrance, Node
 from simulation.adopted import ORIGINAL_STRATEGY, AdoptedFleet, affinity
 from simulation.fleet import KEY, make_spec
@@ -456,3 +457,14 @@ def test_whatever_happens_a_node_never_runs_two_agents(data: st.DataObject) -> N
     fleet.settle(until=lambda f: state(f) == "GivenBack" and set(f.assignments()) == {"None"})  # type: ignore[arg-type]
     go_on(fleet, 10)
     assert set(fleet.legacy_pods) == set(fleet.nodes)
+
+
+def test_a_preview_takes_over_too() -> None:
+    fleet = fleet_with(strategy=CANARY)
+    preview = preview_rollout(fleet.snapshot())
+    assert preview.outcome == "Completes"
+    assert [len(step.moves) for step in preview.steps] == [1, 3, 3, 3]
+    assert {move.from_version for step in preview.steps for move in step.moves} == {"legacy"}
+    fleet.problem = "no, says a webhook"
+    refused = preview_rollout(fleet.snapshot())
+    assert (refused.outcome, refused.reason) == ("Blocked", "AdoptionRefused")

@@ -17,6 +17,7 @@ from outrider.core.adoption import (
     form_of,
     is_in_force,
     nodes_in_the_way,
+    patched,
     read_original,
     require_assignment,
     serves_others,
@@ -159,6 +160,8 @@ def test_there_and_back_it_is_as_it_was_byte_by_byte(affinity: Any, strategy: Js
     original = body(affinity, strategy, theirs="stays")
     all_of_them = wanted(original)
     shared = change(original, "Shared")
+    ahead = patched(look(original), change_form(look(original), "agent", KEY, "Shared"))
+    assert ahead == replace(look(shared), observed=True), "a look ahead sees the same"
     assert shared["spec"]["updateStrategy"] == {"type": "OnDelete"}
     assert shared["metadata"]["annotations"][ANNOTATION_ADOPTED_BY] == "agent"
     assert is_in_force(look(shared), "agent", KEY)
@@ -168,8 +171,8 @@ def test_there_and_back_it_is_as_it_was_byte_by_byte(affinity: Any, strategy: Js
     assert form_of(look(last), KEY) == "Last"
     assert wanted(last) == {n.name for n in NODES if n.name in all_of_them and n.labels.get(KEY) == "legacy"}
     assert change(last, "Shared")["spec"] == shared["spec"]
-    for patched in (shared, last):
-        back = change(patched, "Original")
+    for adopted in (shared, last):
+        back = change(adopted, "Original")
         assert json.dumps(back["spec"], sort_keys=True) == json.dumps(original["spec"], sort_keys=True)
         assert back["metadata"]["annotations"] == {"theirs": "stays"}
 

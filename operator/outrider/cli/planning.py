@@ -29,6 +29,7 @@ from outrider.api.errors import OutriderError, Stalling
 from outrider.cli.access import list_all, missing_right
 from outrider.core.preview import Preview, preview_rollout
 from outrider.core.snapshot import Node, RolloutSnapshot
+from outrider.reconcile.adoption import Sight, adopted_name, project_legacy, project_legacy_pod, selector_text
 from outrider.reconcile.gathering import Caches, Gatherer, Memory
 from outrider.reconcile.projections import (
     AgentDaemonSet,
@@ -67,7 +68,7 @@ async def ask(cluster: Cluster, namespace: str, question: Question) -> Preview:
             body = {**body, "spec": {**body["spec"], "version": question.version}}
     else:
         body = await _admit(cluster, caches, namespace, stated)
-    seen = await look(caches, body)
+    seen = await look(caches, body, await find_adopted(cluster, namespace, body))
     _check_pace(seen, question.node_seconds)
     preview = preview_rollout(seen, node_seconds=question.node_seconds)
     if stated is not None and caches.rollouts.get(namespace, seen.name) is None:
@@ -75,10 +76,28 @@ async def ask(cluster: Cluster, namespace: str, question: Question) -> Preview:
     return preview
 
 
-async def look(caches: Caches, body: Json) -> RolloutSnapshot:
+async def look(caches: Caches, body: Json, sight: Sight | None = None) -> RolloutSnapshot:
     """Return the snapshot that the operator would plan on."""
     await asyncio.sleep(0)
-    return Gatherer(caches, Settings()).gather(body, Memory())
+    return Gatherer(caches, Settings(), lambda _key: sight).gather(body, Memory())
+
+
+async def find_adopted(cluster: Cluster, namespace: str, body: Json) -> Sight | None:
+    """Return the DaemonSet that a Rollout takes over, if it takes over one, and its pods."""
+    name = adopted_name(body)
+    if name is None:
+        return None
+    found = await cluster.get(DAEMON_SETS, namespace, name)
+    if found is None:
+        return Sight(name, None, [])
+    now = clock.now()
+    selector = selector_text(found["spec"]["selector"])
+    pods = [
+        replace(seen, agent=_with_its_own_time(seen.agent, obj))
+        for obj in await list_all(cluster, PODS, namespace, labelSelector=selector)
+        for seen in [project_legacy_pod(obj, None, now)]
+    ]
+    return Sight(name, project_legacy(found), pods)
 
 
 async def fill_caches(cluster: Cluster, namespace: str) -> Caches:

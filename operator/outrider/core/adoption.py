@@ -185,6 +185,35 @@ def change_form(legacy: Legacy, rollout: str, key: str, form: Form) -> tuple[Jso
     return (*guard, {"op": "add", "path": "/spec/updateStrategy", "value": strategy}, *change, *marks)
 
 
+def patched(legacy: Legacy, operations: Sequence[Json]) -> Legacy:
+    """Return the DaemonSet as a patch leaves it, once its controller has seen that: for a look ahead."""
+    pod, strategy, annotations = dict(legacy.pod), legacy.strategy, dict(legacy.annotations)
+    for operation in operations:
+        path: str = operation["path"]
+        value: Any = operation.get("value")
+        if path == "/spec/updateStrategy":
+            strategy = value
+        elif path == "/spec/template/spec/affinity":
+            pod.pop("affinity", None)
+            pod |= {"affinity": value} if operation["op"] == "add" else {}
+        elif path == "/metadata/annotations":
+            annotations = dict(value)
+        elif path.startswith("/metadata/annotations/"):
+            name = path.removeprefix("/metadata/annotations/").replace("~1", "/").replace("~0", "~")
+            annotations.pop(name, None)
+            annotations |= {name: value} if operation["op"] == "add" else {}
+    original = read_original(annotations.get(ANNOTATION_ORIGINAL, ""))
+    return replace(
+        legacy,
+        pod=pod,
+        strategy=strategy,
+        annotations=annotations,
+        original=original,
+        generation=legacy.generation + 1,
+        observed=True,
+    )
+
+
 def _original(legacy: Legacy, base: list[Json] | None, key: str) -> Json:
     """Return what the owner wants of what we change: as stored, but for what he changed since."""
     patched = _mentions(terms_of(legacy.pod) or [], key)

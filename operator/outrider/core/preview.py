@@ -18,6 +18,7 @@ from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import RolloutBatchStatus, RolloutSpec, RolloutStatus
 from outrider.core import batches as arithmetic
 from outrider.core import plan as actions
+from outrider.core.adoption import patched
 from outrider.core.compatibility import VersionRules
 from outrider.core.moves import is_leaving, target_of
 from outrider.core.plan import Plan
@@ -142,6 +143,7 @@ class _World:
         self.revisions: dict[str, str] = dict(seen.revisions)
         self.rules: dict[str, VersionRules] = dict(seen.rules)
         self.joiners: tuple[str, ...] = seen.joiners
+        self.legacy = seen.legacy
         self.waits: list[tuple[datetime, str]] = []
         self._seen = seen
         self._planner = planner
@@ -186,6 +188,7 @@ class _World:
             revisions=self.revisions,
             rules=self.rules,
             joiners=self.joiners,
+            legacy=self.legacy,
             assigned=self._seen.assigned | self.revisions.keys(),
             verify_after=None,
             observing_since=None,
@@ -208,6 +211,8 @@ class _World:
                     self.joiners = (*self.joiners, joiners_id(revision, self._seen.target_hash))
                 case actions.DeleteJoiners(joiners):
                     self.joiners = tuple(other for other in self.joiners if other != joiners)
+                case actions.ChangeAdopted(_, _, operations) if self.legacy is not None:
+                    self.legacy = patched(self.legacy, operations)
                 case actions.CreateBatch(name, spec):
                     self.batches[name] = Batch(name, spec, RolloutBatchStatus())
                 case actions.WriteBatch(name, status):

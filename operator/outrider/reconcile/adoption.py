@@ -1,7 +1,7 @@
 """The DaemonSets of others that Rollouts take over: watched one by one, with the pods that each of them controls."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -166,6 +166,48 @@ class _Watched:
             task.cancel()
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is seen at a moment of a DaemonSet to take over (None: there is none), and of the pods of its selector."""
+
+    name: str
+    daemonset: Json | None
+    pods: Sequence[LegacyPod]
+    problem: str = ""
+
+    def controlled(self) -> Iterable[Pod]:
+        """Return the pods that the DaemonSet controls."""
+        uid = self.daemonset["uid"] if self.daemonset is not None else None
+        return [item.agent.pod for item in self.pods if item.controller == uid]
+
+    def describe(
+        self,
+        assignment_key: str,
+        target: Target,
+        status: AdoptionStatus | None,
+        nodes: Iterable[Node],
+        members: frozenset[str],
+        *,
+        leaving: bool,
+    ) -> Legacy:
+        """Return the DaemonSet as the planner sees it. `leaving` asks for what stands in the way of giving it back."""
+        if self.daemonset is None:
+            return Legacy(self.name)
+        annotations = self.daemonset["annotations"]
+        stored = annotations.get(names.ANNOTATION_ORIGINAL) or (status.original if status is not None else "")
+        legacy = Legacy(
+            **{field: value for field, value in self.daemonset.items() if field != "selector"},
+            original=read_original(stored),
+            problem=self.problem,
+        )
+        nodes = list(nodes)
+        return replace(
+            legacy,
+            serves_others=serves_others(legacy, assignment_key, target, nodes, members),
+            in_the_way=nodes_in_the_way(legacy, assignment_key, nodes) if leaving else (),
+        )
+
+
 class Adoptions:
     """What is seen of the DaemonSets that Rollouts take over, by Rollout (`namespace/name`)."""
 
@@ -212,39 +254,14 @@ class Adoptions:
         if answer is not None:
             watched.daemonsets.put(answer)
 
-    def look(
-        self,
-        key: str,
-        assignment_key: str,
-        target: Target,
-        status: AdoptionStatus | None,
-        nodes: Iterable[Node],
-        members: frozenset[str],
-        *,
-        leaving: bool,
-    ) -> Legacy | None:
-        """Return the DaemonSet that a Rollout takes over, as it stands; None if it takes over none.
-
-        `leaving` asks for what stands in the way of giving it back.
-        """
+    def look(self, key: str) -> Sight | None:
+        """Return what is seen of the DaemonSet that a Rollout takes over; None if it takes over none."""
         watched = self._watched.get(key)
         if watched is None:
             return None
         found = next(iter(watched.daemonsets.values()), None)
-        if found is None:
-            return Legacy(watched.name)
-        stored = found["annotations"].get(names.ANNOTATION_ORIGINAL) or (status.original if status is not None else "")
-        legacy = Legacy(
-            **{field: value for field, value in found.items() if field != "selector"},
-            original=read_original(stored),
-            problem=self._problem(watched),
-        )
-        nodes = list(nodes)
-        return replace(
-            legacy,
-            serves_others=serves_others(legacy, assignment_key, target, nodes, members),
-            in_the_way=nodes_in_the_way(legacy, assignment_key, nodes) if leaving else (),
-        )
+        pods = list(watched.pods.values()) if watched.pods is not None else []
+        return Sight(watched.name, found, pods, self._problem(watched))
 
     def _problem(self, watched: _Watched) -> str:
         if watched.problem is None:
@@ -259,11 +276,3 @@ class Adoptions:
         """Tell whether a patch was refused a moment ago."""
         watched = self._watched.get(key)
         return watched is not None and watched.problem is not None
-
-    def pods(self, key: str) -> Iterable[Pod]:
-        """Return the pods that the DaemonSet controls."""
-        watched = self._watched.get(key)
-        found = next(iter(watched.daemonsets.values()), None) if watched is not None else None
-        if watched is None or watched.pods is None or found is None:
-            return []
-        return [item.agent.pod for item in watched.pods.values() if item.controller == found["uid"]]

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -41,7 +41,6 @@ from outrider.core.revision import hash_target, joiners_id, revision_of
 from outrider.core.snapshot import (
     AnalysisAnswer,
     Batch,
-    Legacy,
     Measurement,
     Neighbour,
     Node,
@@ -49,7 +48,7 @@ from outrider.core.snapshot import (
     RolloutSnapshot,
     VersionState,
 )
-from outrider.reconcile.adoption import Adoptions
+from outrider.reconcile.adoption import Sight
 from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
 from outrider.settings import Settings
 
@@ -130,9 +129,11 @@ class Caches:
 class Gatherer:
     """Puts snapshots together. `observing_since` is when all caches were filled: None before."""
 
-    def __init__(self, caches: Caches, settings: Settings, adoptions: Adoptions | None = None) -> None:
+    def __init__(
+        self, caches: Caches, settings: Settings, sight: Callable[[str], Sight | None] = lambda _key: None
+    ) -> None:
         self._caches = caches
-        self._adoptions = adoptions
+        self._sight = sight
         self._settings = settings
         self._rules: dict[str, tuple[str, int, Compatibility | None]] = {}
         self.observing_since: datetime | None = None
@@ -181,9 +182,12 @@ class Gatherer:
         members, foreign = select_members(all_nodes, spec.target, older)
         leavers = select_leavers(all_nodes, key, revisions, members, others)
         batches = tuple(self._batches(namespace, uid, memory))
-        legacy = self._look_at_legacy(body, key, spec, status, all_nodes, members)
-        for pod in self._adoptions.pods(f"{namespace}/{name}") if self._adoptions and legacy is not None else ():
-            pods.setdefault(pod.node, []).append(pod)
+        sight = self._sight(f"{namespace}/{name}")
+        legacy = None
+        if sight is not None:
+            legacy = sight.describe(key, spec.target, status.adoption, all_nodes, members, leaving=_leaves(body))
+            for pod in sight.controlled():
+                pods.setdefault(pod.node, []).append(pod)
         known = {**revisions, names.ASSIGNMENT_LEGACY: ""} if legacy is not None else revisions
         nodes = {
             node.name: node
@@ -242,25 +246,6 @@ class Gatherer:
             answers=tuple(memory.answers.values()),
             without_agent_since=memory.without_agent_since,
             legacy=legacy,
-        )
-
-    def _look_at_legacy(
-        self,
-        body: Json,
-        key: str,
-        spec: RolloutSpec,
-        status: RolloutStatus,
-        nodes: Iterable[Node],
-        members: frozenset[str],
-    ) -> Legacy | None:
-        """Return the DaemonSet that the Rollout takes over, if it takes over one."""
-        metadata, known = body["metadata"], status.adoption
-        leaving = bool(metadata.get("deletionTimestamp")) or (spec.adoption is not None and spec.adoption.give_back)
-        leaving = leaving or (known is not None and known.state in {"GivingBack", "GivenBack"})
-        if self._adoptions is None:
-            return None
-        return self._adoptions.look(
-            f"{metadata['namespace']}/{metadata['name']}", key, spec.target, known, nodes, members, leaving=leaving
         )
 
     def _verify_after(self, wanted: str, memory: Memory) -> datetime:
@@ -454,6 +439,13 @@ def _read_deleted(body: Json) -> tuple[RolloutSpec, RolloutStatus]:
     except ValidationError:
         status = RolloutStatus()
     return spec, status
+
+
+def _leaves(body: Json) -> bool:
+    """Tell whether a Rollout is to leave the DaemonSet that it took over."""
+    wanted, known = body["spec"].get("adoption") or {}, (body.get("status") or {}).get("adoption") or {}
+    gives_back = bool(wanted.get("giveBack")) or known.get("state") in {"GivingBack", "GivenBack"}
+    return gives_back or bool(body["metadata"].get("deletionTimestamp"))
 
 
 def _who_set_the_version(body: Json) -> str:

@@ -81,7 +81,7 @@ class RolloutReconciler:
         self._request_verification = request_verification
         self._memories: dict[str, Memory] = {}
         self._adoptions = Adoptions(cluster, wake)
-        self._gatherer = Gatherer(caches, settings, self._adoptions)
+        self._gatherer = Gatherer(caches, settings, self._adoptions.look)
 
     def stop(self) -> None:
         """Stop watching what is taken over."""
