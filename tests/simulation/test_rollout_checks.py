@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from outrider.core.plan import CreateBatch
 from simulation.fleet import Fleet, make_spec
 
 BATCHES = {"type": "Rolling", "rolling": {"batchSize": 3}}
@@ -360,3 +364,91 @@ def test_an_analysis_that_is_added_or_removed_while_a_run_waits_counts_from_then
     fleet.change(analysis=[])
     fleet.settle()
     assert fleet.status.phase == "Completed"
+
+
+# --- always -----------------------------------------------------------------------------------
+
+ANALYSES = [{**ERRORS, "failureLimit": 1}, SMOKE]
+STRATEGIES = [
+    BATCHES,
+    {"type": "Full"},
+    {"type": "Canary", "canary": {"steps": [{"nodes": 1, "soakSeconds": 15}, {"nodes": 2}]}},
+    {"type": "Canary", "canary": {"steps": [{"nodes": 1}]}, "rolling": {"maxUnavailable": 2}},
+]
+
+
+def live_through(fleet: Fleet, dice: Any, seconds: int) -> None:
+    """Let time pass in which processes end in the middle of a plan, new ones know nothing, and people pause."""
+    for _ in range(seconds):
+        plan = fleet.plan()
+        check_that_batches_wait(fleet, plan)
+        match dice.randrange(30):
+            case 0:
+                fleet.execute(plan, crash_after=dice.randrange(len(plan.actions) + 2))
+            case 1:
+                fleet.answers.clear()
+                fleet.observing_since = fleet.now
+                for sim in fleet.nodes.values():
+                    for pod in sim.pods:
+                        pod.check = None
+            case 2:
+                fleet.change(paused=not fleet.spec.paused)
+            case _:
+                fleet.execute(plan)
+        fleet.tick()
+
+
+def check_that_batches_wait(fleet: Fleet, plan: Any) -> None:
+    """No batch starts after one whose analyses have not all passed, as far as is stored or is stored with it."""
+    new = [action for action in plan.actions if isinstance(action, CreateBatch)]
+    records = dict(fleet.batches.items())
+    written = {action.name: action.status for action in plan.actions if hasattr(action, "urgent")}
+    for action in new:
+        before = [
+            batch
+            for batch in records.values()
+            if (batch.spec.run, batch.spec.batch, batch.spec.page) == (action.spec.run, action.spec.batch - 1, 1)
+        ]
+        for batch in before:
+            status = written.get(batch.name, batch.status)
+            rolling = fleet.spec.strategy.rolling
+            in_window = not batch.spec.step and rolling is not None and rolling.max_unavailable is not None
+            skipped = all(result.state == "Skipped" for result in status.nodes)
+            if batch.spec.kind == "Rollback" or in_window or skipped or not fleet.spec.analysis:
+                continue
+            assert {result.name: result.verdict for result in status.analysis} == {"errors": "Pass", "smoke": "Pass"}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(strategy=st.sampled_from(STRATEGIES), dice=st.randoms(use_true_random=False))
+def test_what_cannot_be_told_never_ends_a_run_and_never_condemns_a_node(strategy: Any, dice: Any) -> None:
+    fleet = Fleet(6, make_spec(strategy={"type": "Full"}))
+    fleet.settle()
+    fleet.change(strategy=strategy, health=CHECKED, analysis=ANALYSES, version="1.1.0")
+    clear = False
+    fleet.agent_says = lambda _node, _revision: "Pass" if clear or dice.random() < 0.5 else "Unknown"
+    fleet.analysis_says = lambda _batch, _name: "Pass" if clear or dice.random() < 0.5 else "Unknown"
+    live_through(fleet, dice, 150)
+    clear = True
+    fleet.change(paused=False)
+    fleet.settle(limit=2000)
+    assert fleet.status.phase == "Completed"
+    assert fleet.assignments() == {"r-1.1.0": 6}
+    assert fleet.status.run is not None
+    assert (fleet.status.run.id, fleet.status.run.failed) == (2, 0)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(strategy=st.sampled_from(STRATEGIES), dice=st.randoms(use_true_random=False))
+def test_whatever_is_answered_a_run_comes_to_an_end_and_no_batch_comes_too_early(strategy: Any, dice: Any) -> None:
+    fleet = Fleet(6, make_spec(strategy={"type": "Full"}))
+    fleet.settle()
+    fleet.change(strategy=strategy, health=CHECKED, analysis=ANALYSES, version="1.1.0")
+    fleet.agent_says = lambda _node, _revision: dice.choice(["Pass", "Pass", "Pass", "Fail", "Unknown"])
+    fleet.analysis_says = lambda _batch, _name: dice.choice(["Pass", "Pass", "Pass", "Fail", "Unknown"])
+    live_through(fleet, dice, 150)
+    fleet.agent_says = fleet.analysis_says = lambda _about, _what: "Pass"
+    fleet.change(paused=False)
+    fleet.settle(limit=2000)
+    assert fleet.status.phase in {"Completed", "RolledBack"}
+    assert len(fleet.assignments()) == 1
