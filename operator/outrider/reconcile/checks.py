@@ -137,7 +137,6 @@ class Checks:
             return
         task = asyncio.create_task(self._probe_one(key, uid, ip, check, version, memory), name=f"probe {uid}")
         self._probing[uid] = task
-        task.add_done_callback(lambda _: self._probing.pop(uid, None))
 
     async def _probe_one(self, key: str, uid: str, ip: str, check: HttpCheck, version: str, memory: Memory) -> None:
         try:
@@ -152,6 +151,7 @@ class Checks:
         if told_at is None and told.verdict != "Unknown":
             told_at = now
         since = last.since if last is not None and same else now
+        self._probing.pop(uid, None)
         memory.probes[uid] = Probed(check, Measurement(told.verdict, told.message, now, since, told_at))
         if not same:
             self._wake(key)
