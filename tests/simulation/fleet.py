@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from outrider.adapters.clock import find_zone
 from outrider.api.checks import AnalysisVerdict
 from outrider.api.componentversion import Phase
 from outrider.api.names import ROLE_JOINERS, ROLE_REVISION, assignment_key
@@ -236,6 +237,7 @@ class Fleet:
             answers=tuple(self.answers.values()),
             verify_after=self.now - timedelta(seconds=self.fresh_seconds) if self.fresh_seconds is not None else None,
             without_agent_since=dict(self.without_agent_since),
+            zones={window.time_zone: zone for window in self.spec.windows if (zone := find_zone(window.time_zone))},
         )
 
     def version_state(self, version: str) -> VersionState:

@@ -28,6 +28,19 @@ PodTemplate = Annotated[dict[str, Any], Field(json_schema_extra={"x-outrider-sch
 Seconds = Annotated[int, Field(ge=0, le=7 * 24 * 3600)]
 
 
+def _not_empty(instead: str) -> dict[str, Any]:
+    """Return the schema marks of a selector that has to say something."""
+    return {
+        "x-kubernetes-validations": [
+            rule(
+                "(has(self.matchLabels) && size(self.matchLabels) > 0) || "
+                "(has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+                f"an empty selector selects nothing; {instead}",
+            )
+        ]
+    }
+
+
 class Target(ApiModel):
     """Which nodes belong to the fleet. Nodes labelled `outrider.dev/exclude=true` are left out."""
 
@@ -43,21 +56,7 @@ class Target(ApiModel):
     )
 
     node_selector: (
-        Annotated[
-            LabelSelector,
-            Field(
-                json_schema_extra={
-                    "x-kubernetes-validations": [
-                        rule(
-                            "(has(self.matchLabels) && size(self.matchLabels) > 0) || "
-                            "(has(self.matchExpressions) && size(self.matchExpressions) > 0)",
-                            "an empty selector selects nothing; write `all: true` for every node",
-                        )
-                    ]
-                }
-            ),
-        ]
-        | None
+        Annotated[LabelSelector, Field(json_schema_extra=_not_empty("write `all: true` for every node"))] | None
     ) = None
     """Nodes by their labels."""
     node_names: (
@@ -100,6 +99,8 @@ class CanaryStep(ApiModel):
     """How long the moved nodes are watched before the next batch."""
     failure_tolerance: IntOrPercent = 0
     """How many of the step's nodes may fail; a percentage is of the step's nodes and rounds down."""
+    require_approval: bool = False
+    """Whether the run waits after this step, once it is healthy and has soaked, until a person has approved it."""
 
 
 class Canary(ApiModel):
@@ -107,6 +108,23 @@ class Canary(ApiModel):
 
     steps: Annotated[list[CanaryStep], Field(min_length=1, max_length=20, json_schema_extra=ATOMIC_LIST)]
     """The canary batches in order; what remains then rolls."""
+    node_selector: (
+        Annotated[LabelSelector, Field(json_schema_extra=_not_empty("leave it out to allow canaries anywhere"))] | None
+    ) = None
+    """Where canaries may be, by the nodes' labels. Absent: anywhere in the fleet."""
+    spread_by: (
+        Annotated[
+            str,
+            Field(
+                max_length=317,
+                pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+                json_schema_extra=worded("write the key of a label of nodes, such as topology.kubernetes.io/zone"),
+            ),
+        ]
+        | None
+    ) = None
+    """The key of a label: canaries are taken from each of its values in turn. Nodes without it are a group of their
+    own."""
 
 
 class Rolling(ApiModel):
@@ -245,6 +263,56 @@ class Adoption(ApiModel):
     """Takes all nodes back to the DaemonSet, in batches, and then leaves it as it was before."""
 
 
+TimeOfDay = Annotated[
+    str,
+    Field(
+        max_length=5,
+        pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$",
+        json_schema_extra=worded("write a time of day as HH:MM, from 00:00 to 24:00, such as 22:30"),
+    ),
+]
+"""What a clock on the wall reads."""
+
+Day = Literal["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+
+
+class Window(ApiModel):
+    """When nodes may be moved: while a clock on the wall of the time zone reads a time from `start` to `end`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    # Guarded, because the API server tries rules before it has refused what is missing.
+                    "!has(self.start) || !has(self.end) || self.start != self.end",
+                    "start and end are the same; for whole days write start 00:00 and end 24:00",
+                ),
+                rule(
+                    "!has(self.start) || self.start != '24:00'",
+                    "start must be before 24:00; the next day begins at 00:00",
+                ),
+            ]
+        }
+    )
+
+    days: Annotated[list[Day], Field(max_length=7, json_schema_extra=SET_LIST)] = []
+    """The days on which it opens. Empty: every day."""
+    start: TimeOfDay
+    """When it opens, as HH:MM."""
+    end: TimeOfDay
+    """When it closes, as HH:MM; on the next day if that is not after `start`. 24:00 is the end of the day."""
+    time_zone: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=64,
+            pattern=r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$",
+            json_schema_extra=worded("write the IANA name of a time zone, such as Europe/Berlin"),
+        ),
+    ] = "UTC"
+    """Whose clocks are meant: the IANA name of a time zone."""
+
+
 class RolloutSpec(ApiModel):
     """What a fleet shall run, and how it gets there. Outrider never writes here."""
 
@@ -268,6 +336,13 @@ class RolloutSpec(ApiModel):
     """What happens when more nodes fail than tolerated: all that the run moved goes back, or the run stops."""
     paused: bool = False
     """No new move, automatic rollback included. Half-made moves are finished, health is watched, time stands still."""
+    frozen: bool = False
+    """As `paused`, and Outrider changes no node at all, joining ones neither. Only half-made moves are finished."""
+    not_before: Time | None = None
+    """No run starts before. One that is under way goes on."""
+    windows: Annotated[list[Window], Field(max_length=20, json_schema_extra=ATOMIC_LIST)] = []
+    """When nodes may set out for another version: while any of the windows is open. Empty: at any time. Ways back are
+    not bound by them: rollbacks, and a change of mind back to the stable version."""
     on_leave: Literal["Remove", "Keep"] = "Remove"
     """What becomes of the agent on a node that no longer belongs to the target. Remove: it is taken away, in batches
     like any move. Keep: it stays as it is."""
@@ -286,6 +361,17 @@ class RolloutSpec(ApiModel):
 RunKind = Literal["Rollout", "Rollback"]
 RunState = Literal["Running", "Paused", "Succeeded", "PartiallySucceeded", "Failed", "RolledBack", "Superseded"]
 """Running: batches are made. Paused: over the tolerance with onFailure Pause. The others are results."""
+
+
+class Approval(ApiModel):
+    """A person's yes to a canary step."""
+
+    step: int
+    """The step, from 1."""
+    by: Annotated[str, Field(max_length=253)] = ""
+    """Who approved it."""
+    at: Time
+    """When."""
 
 
 class RunStatus(ApiModel):
@@ -340,6 +426,10 @@ class RunStatus(ApiModel):
     """Why it was ended or stopped, as a CamelCase word; empty while it goes on, and if it completed."""
     message: str = ""
     """What it is doing or waiting for."""
+    approvals: Annotated[list[Approval], Field(max_length=20, json_schema_extra=ATOMIC_LIST)] = []
+    """The canary steps that were approved, by whom and when."""
+    awaits_approval: int | None = None
+    """The canary step that it waits for somebody to approve."""
 
 
 class RunRecord(ApiModel):
@@ -577,8 +667,11 @@ class NodeResult(ApiModel):
     """When the node was first touched."""
     finished_at: Time | None = None
     """When the state became a result."""
+    returning_since: Time | None = None
+    """When a failed node set out for where it came from."""
     paused_seconds: int = 0
-    """How long the run had stood in pauses when the node was first touched: does not count against its deadline."""
+    """How long the run had stood in pauses when the node was first touched, or set out for where it came from: does not
+    count against its deadline."""
 
 
 class RolloutBatchStatus(ApiModel):

@@ -244,9 +244,11 @@ def _judge_return(work: Work, entry: BatchNode, result: NodeResult, node: Node) 
             return with_state(work, result, "RolledBack", result.reason, result.message)
         if verdict.wake_at is not None:
             work.wakes.append(verdict.wake_at)
-    if result.state == "Returning" and result.finished_at is not None:
-        deadline = since_observed(work, result.finished_at) + timedelta(seconds=work.seen.spec.health.timeout_seconds)
-        if work.seen.now >= deadline:
+    if result.state == "Returning" and result.returning_since is not None:
+        begun = since_observed(work, result.returning_since)
+        timeout = work.seen.spec.health.timeout_seconds
+        deadline = begun + timedelta(seconds=timeout + work.paused_seconds() - result.paused_seconds)
+        if work.seen.now >= deadline and (work.run is None or work.run.paused_since is None):
             return result.model_copy(
                 update={
                     "state": "Failed",

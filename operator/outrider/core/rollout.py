@@ -25,9 +25,11 @@ from outrider.core import adoption, window
 from outrider.core import batches as arithmetic
 from outrider.core.adoption import give_back, start_next_give_back_batch, take_over
 from outrider.core.analysis import ask_analyses, hear_answers, wait_for_analyses, why_analysis_failed
+from outrider.core.canary import may_be_canary, spread_canaries, why_no_canary
 from outrider.core.counts import count_agents
 from outrider.core.deletion import let_go
 from outrider.core.fleet import is_excluded
+from outrider.core.gates import find_early_start, keep_to_windows, wait_for_approval, wait_for_window, why_shut
 from outrider.core.judgement import judge_nodes, tell_end_of_batch, why_over_tolerance, with_state
 from outrider.core.leavers import remove_leavers, reopen
 from outrider.core.moves import is_leaving, leaving, target_of
@@ -158,6 +160,12 @@ def supersede(work: Work) -> None:
         return
     if not seen.members:
         return
+    work.hindrance = find_early_start(work)
+    if work.hindrance is not None:
+        if seen.wanted not in seen.revisions:
+            # Nobody runs it yet; but a template that the API server refuses is told now, and not when it starts.
+            work.prerequisites.append(CreateRevision(seen.wanted))
+        return
     work.hindrance = find_verification_hindrance(work)
     if work.hindrance is not None:
         return
@@ -186,7 +194,7 @@ def hold(work: Work) -> None:
     """Does a person, or something that is missing, hold the run? Then no new move is made."""
     run = work.run
     if work.spec_paused:
-        work.gate = "paused by spec.paused"
+        work.gate = "frozen by spec.frozen" if work.seen.spec.frozen else "paused by spec.paused"
     elif run is not None and run.state == "Paused":
         work.gate = run.message
     elif work.hindrance is not None and (run is None or run.kind == "Rollout"):
@@ -209,7 +217,13 @@ def send_failed_nodes_back(work: Work) -> None:
             continue
         if is_barred(work, entry.back) and work.assignment(node) != leaving(entry.back):
             continue  # it stays failed where it is, until what it came from may be used again
-        work.results[batch.name][entry.name] = result.model_copy(update={"state": "Returning"})
+        work.results[batch.name][entry.name] = result.model_copy(
+            update={
+                "state": "Returning",
+                "returning_since": work.seen.now,
+                "paused_seconds": work.paused_seconds(),
+            }
+        )
         work.urgent_batches.add(batch.name)
         move(work, node, entry.back)
 
@@ -239,6 +253,7 @@ def move_open_batches(work: Work) -> None:
     if not work.is_active or work.run is None:
         return
     places = window.count_places(work)
+    shut = why_shut(work) is not None
     blocked: list[tuple[str, str]] = []
     for batch, entry, result in list(work.entries({"Pending", "Stopping"})):
         node = same_node(work, entry)
@@ -252,8 +267,14 @@ def move_open_batches(work: Work) -> None:
                 blocked.append((entry.name, entry.to))
             continue
         if result.state == "Stopping" and work.assignment(node) == (entry.origin or None):
+            if shut:  # as if it had never been planned: its clock does not run
+                again = {"state": "Pending", "started_at": None, "reason": "", "message": ""}
+                work.results[batch.name][entry.name] = result.model_copy(update=again)
+                continue
             move(work, node, entry.to)  # planned before, but the patch was not made
         if result.state != "Pending":
+            continue
+        if shut and not is_leaving(work.assignment(node)):
             continue
         if not places.take(work, node):
             continue
@@ -277,9 +298,11 @@ def wait_for_the_batch(work: Work) -> None:
         if window.rolls_in_a_window(work) and not any(batch.spec.step for batch in open_batches):
             places = window.count_places(work)
             work.gate = f"{places.moving} nodes are being moved, at most {places.limit} at a time"
-            return
-        work.gate = f"batch {work.run.batches}: waiting for its nodes to become healthy"
-        work.ended = True
+        else:
+            work.gate = f"batch {work.run.batches}: waiting for its nodes to become healthy"
+            work.ended = True
+        if pending := work.count({"Pending"}):
+            wait_for_window(work, f"{pending} nodes of batch {work.run.batches} have not set out")
         return
     if not stored or is_direct(work.run):
         return
@@ -313,20 +336,37 @@ def start_next_batch(work: Work) -> None:
         return
     if run.state == "Running" and not next_size(work, run)[1]:
         return
-    revision, candidates = run.revision, remaining_nodes(work)
-    movable = [node for node in candidates if why_skip(work, node) is None]
+    revision, remaining = run.revision, remaining_nodes(work)
+    movable = [node for node in remaining if why_skip(work, node) is None]
     if not movable:
         recorded = {entry.name for _, entry, _ in work.entries({"Skipped"})}
-        blocked = [node for node in candidates if node.name not in recorded]
+        blocked = [node for node in remaining if node.name not in recorded]
         if blocked and run.state == "Running":
             create_batch(work, blocked, step=0, to=lambda _: revision)
+        return
+    if wait_for_window(work, f"{len(movable)} nodes have still to set out"):
         return
     if run.state != "Running":
         run = reopen(work)  # nodes that were away when the run completed, or came since, form a late batch of it
     step, size = next_size(work, run)
+    candidates = movable if not step or revision == work.stable else [n for n in movable if may_be_canary(work, n)]
+    if not candidates:
+        work.waiting = why_no_canary(work, step)
+        work.gate = work.waiting.message
+        work.ended = True
+        return
     # Nodes that a run before this one left on something untried come first: they have the least to lose. Of them those
     # that are not even Ready there.
-    ordered = arithmetic.order_nodes(movable, seen.uid, run.id)
+    ordered = arithmetic.order_nodes(candidates, seen.uid, run.id)
+    if step:
+        ordered = spread_canaries(work, ordered)
+        if len(candidates) < min(size, len(movable)):
+            work.say(
+                "Normal",
+                "FewerCanaries",
+                f"Run {run.id}, canary step {step}: {len(candidates)} instead of {size} nodes, because no more that "
+                "match strategy.canary.nodeSelector can be moved now",
+            )
     if untried := bad_revisions(work):
         ordered.sort(key=lambda node: (work.assignment(node) not in untried, not window.is_away(work, node, untried)))
     create_batches(work, ordered[:size], step=step, to=lambda _: revision)
@@ -447,10 +487,12 @@ POLICIES: tuple[Policy, ...] = (
     welcome_joiners,  # a node that joined gets the stable revision, in pauses too
     hold,  # pause, missing or withdrawn version: no new move from here on
     send_failed_nodes_back,  # what failed returns before the next node leaves
+    keep_to_windows,  # after the ways back, before anybody sets out
     close_batches,  # only now: a failed node that goes back keeps its batch open
     move_open_batches,  # a started batch is completed before the next is made; a window is filled first
     ask_analyses,  # only about a batch that has ended; before whatever waits, for they are asked meanwhile
     wait_for_the_batch,  # batch under way, soak, interval; a window waits for none of its own
+    wait_for_approval,  # only of what is healthy and was watched; nothing follows before
     wait_for_analyses,  # after all other gates: their answers are fresh when the next batch starts
     start_next_give_back_batch,  # of nodes that return to the DaemonSet that was taken over
     start_next_rollback_batch,  # of a rollback
@@ -579,7 +621,7 @@ def _assemble(work: Work) -> Plan:
         tally=tally,
         last_failure=work.last_failure,
         gate=work.gate,
-        hindrance=work.hindrance or work.doubt,
+        hindrance=work.hindrance or work.doubt or work.waiting,
         obstacle=work.obstacle,
         adoption=work.adoption,
     )

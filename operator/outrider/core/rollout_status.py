@@ -78,8 +78,8 @@ def build_status(
 ) -> RolloutStatus:
     """Return the status that tells what is true now.
 
-    `gate` says what the next batch waits for, `hindrance` why nothing new may start, `obstacle` why nodes of a failed
-    run cannot return; if anything.
+    `gate` says what the next batch waits for, `hindrance` why nothing new may start or what all that is left waits for,
+    `obstacle` why nodes of a failed run cannot return; if anything.
     """
     agents = tally.agents
     if run is not None:
@@ -121,19 +121,22 @@ def tell_changes(seen: RolloutSnapshot, status: RolloutStatus, said: Iterable[Ev
     before, after = ({c.type: c for c in each.conditions} for each in (seen.status, status))
     told = {event.reason for event in said}
     events: list[Event] = []
-    was_paused = "Paused" in before and before["Paused"].reason == "PausedBySpec"
-    is_paused = "Paused" in after and after["Paused"].reason == "PausedBySpec"
-    if is_paused and not was_paused:
-        progress = after["Ready"].message
-        events.append(Event("Normal", "PausedBySpec", f"spec.paused is true: no new node is moved. {progress}"))
-    if was_paused and not seen.spec.paused and not seen.deleting:
-        events.append(Event("Normal", "Resumed", f"spec.paused is false again. {after['Ready'].message}"))
+    was, now = (each["Paused"].reason if "Paused" in each else "" for each in (before, after))
+    pause = _find_pause(seen)
+    if pause is not None and pause.reason == now != was:
+        events.append(Event("Normal", pause.reason, f"{pause.message}. {after['Ready'].message}"))
+    if was in _BY_SPEC and pause is None and not seen.deleting:
+        field = "spec.frozen" if was == "FrozenBySpec" else "spec.paused"
+        events.append(Event("Normal", "Resumed", f"{field} is false again. {after['Ready'].message}"))
     stalled, old = after.get("Stalled"), before.get("Stalled")
     is_new = stalled is not None and (old is None or old.reason != stalled.reason)
     if stalled is not None and is_new and not told & _TELL_OF_STALLING:
         events.append(Event("Warning", stalled.reason, stalled.message))
     return events
 
+
+_BY_SPEC = frozenset({"PausedBySpec", "FrozenBySpec"})
+"""What a person's pause or freeze is told with."""
 
 _TELL_OF_STALLING = frozenset({"RunPaused", "RolledBack", "RunFailed"})
 """Events that say themselves that the Rollout holds."""
@@ -197,18 +200,19 @@ def _judge(view: _View) -> tuple[str, list[Finding]]:
     seen, run, gate, hindrance, obstacle = view.seen, view.run, view.gate, view.hindrance, view.obstacle
     progress = _tell_progress(view)
     findings: list[Finding] = []
+    pause = _find_pause(seen)
 
     def conclude(phase: str, ready: bool, reason: str, message: str, *, stalled: bool, busy: bool) -> str:
-        if busy and seen.spec.paused and not seen.deleting:
-            findings.append(Finding("Paused", "True", "PausedBySpec", "spec.paused is true: no new node is moved"))
-            phase, reason, busy = "Paused", "PausedBySpec", False
+        if busy and pause is not None:
+            findings.append(pause)
+            phase, reason, busy = "Paused", pause.reason, False
         findings.append(Finding("Ready", "True" if ready else "False", reason, message))
         if busy:
             findings.append(Finding("Reconciling", "True", reason, message))
         if stalled:
             findings.append(Finding("Stalled", "True", reason, message))
         if run is not None:
-            advancing = busy and run.state == "Running" and not seen.spec.paused and not seen.deleting
+            advancing = busy and hindrance is None and run.state == "Running" and not seen.deleting
             findings.append(Finding("Progressing", "True" if advancing else "False", reason, message))
         return phase
 
@@ -257,8 +261,26 @@ def _judge(view: _View) -> tuple[str, list[Finding]]:
         # What hinders only for a moment hinders the next run, and says nothing against the one that has completed.
         message = progress + _tell_exceptions(seen, run) + (f"; {hindrance.message}" if hindrance is not None else "")
         phase = conclude("Completed", True, "RunCompleted", message, stalled=False, busy=False)
-    findings += _degradations(view)
+    findings += _tell_freeze(seen, findings) + _degradations(view)
     return phase, findings
+
+
+def _find_pause(seen: RolloutSnapshot) -> Finding | None:
+    """Return what a person's pause or freeze is told with, unless the Rollout is being deleted."""
+    if seen.deleting:
+        return None
+    if seen.spec.frozen:
+        return Finding("Paused", "True", "FrozenBySpec", "spec.frozen is true: no node is changed")
+    if seen.spec.paused:
+        return Finding("Paused", "True", "PausedBySpec", "spec.paused is true: no new node is moved")
+    return None
+
+
+def _tell_freeze(seen: RolloutSnapshot, findings: Sequence[Finding]) -> list[Finding]:
+    """Return the condition of a freeze that is not told yet: it matters at rest, too, for joining nodes get nothing."""
+    pause = _find_pause(seen)
+    told = any(finding.type == "Paused" for finding in findings)
+    return [pause] if pause is not None and seen.spec.frozen and not told else []
 
 
 def _why_ended(seen: RolloutSnapshot, run: RunStatus | None, history: Sequence[RunRecord]) -> str:

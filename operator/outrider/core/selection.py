@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from outrider.api.names import batch_name
 from outrider.api.rollout import BatchNode, BatchPurpose, RolloutBatchSpec, RunStatus
 from outrider.core import batches as arithmetic
+from outrider.core.canary import last_step
 from outrider.core.membership import is_joiner, waits_for_a_run
 from outrider.core.moves import is_leaving
 from outrider.core.plan import CreateBatch
@@ -55,13 +56,7 @@ def next_size(work: Work, run: RunStatus) -> tuple[int, int]:
         return 0, len(work.seen.nodes)
     elsewhere = count_between_elsewhere(work)
     if not is_direct(run):
-        # A step whose nodes were all skipped proved nothing: it is taken again with others.
-        steps = {
-            batch.spec.step
-            for batch in work.run_batches()
-            if batch.spec.step and work.results[batch.name].count({"Skipped"}) < len(batch.spec.nodes)
-        }
-        step = max(steps, default=0) + 1
+        step = last_step(work) + 1
         if step <= arithmetic.canary_steps(spec):
             return step, max(1, arithmetic.canary_size(spec, step, arithmetic.size_basis(run)) - elsewhere)
     if rolls_in_a_window(work):

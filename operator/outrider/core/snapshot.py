@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, tzinfo
 from functools import cached_property
 from typing import Any
 
@@ -242,7 +242,7 @@ class RolloutSnapshot:
     `rules` require. A version that was verified before `verify_after` is
     verified again before a run to it starts (None: never). `without_agent_since` says of nodes that have a revision and
     no pod since when that has been seen. `legacy` is the DaemonSet that `spec.adoption` names, or
-    that was taken over before.
+    that was taken over before. `zones` are those time zones of `spec.windows` that there are.
     """
 
     now: datetime
@@ -281,6 +281,7 @@ class RolloutSnapshot:
     answers: tuple[AnalysisAnswer, ...] = ()
     without_agent_since: Mapping[str, datetime] = field(default_factory=dict)
     legacy: Legacy | None = None
+    zones: Mapping[str, tzinfo] = field(default_factory=dict)
 
     def phase_of(self, revision: str) -> Phase | None:
         """Return the phase of a revision's version; None if nobody knows it (any more)."""

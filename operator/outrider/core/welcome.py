@@ -20,7 +20,7 @@ from outrider.core.work import Work, move
 def mark_entrants(work: Work) -> None:
     """Was spec.target edited? Then nodes that are new to the fleet are no joiners: they are moved in batches."""
     seen = work.seen
-    if work.target == seen.target_hash or not adoption.may_welcome(work):
+    if work.target == seen.target_hash or seen.spec.frozen or not adoption.may_welcome(work):
         return
     if work.target is None or work.stable is None:
         work.target = seen.target_hash  # there are no joiners yet: the first run takes everybody
@@ -37,6 +37,8 @@ def mark_entrants(work: Work) -> None:
 
 def welcome_joiners(work: Work) -> None:
     """Which nodes have no assignment though there is a stable revision? They get that one, never a half-tested one."""
+    if work.seen.spec.frozen:
+        return  # no node is changed, and neither is what serves those without an assignment
     if work.stable is None or work.stable not in work.seen.revisions or not adoption.may_welcome(work):
         return
     stable, serving = work.stable, work.seen.joiners

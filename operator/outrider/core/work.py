@@ -61,10 +61,12 @@ class Work:
     """One pass in the making: what the policies have found and decided so far. Lives only inside `plan_rollout`.
 
     `hindrance` is why no new run may start, and why one to this version stands still; `obstacle` why nodes of a failed
-    run cannot return; `doubt` what nobody can tell for too long. `unknown` are nodes, with why, whose check has told
-    nothing until their deadline. `questions` are checks to be asked. `target` is the hash of the target whose nodes are
-    all known. `fits` remembers which kinds of nodes fit which revisions. `form` says which nodes the DaemonSet that was
-    taken over wants (None: there is none), and `adoption` is what the status will say of it.
+    run cannot return; `doubt` what nobody can tell for too long. `shut` is why no node may set out for another version
+    now (ways back are open), and `waiting` what the run waits for while nothing of it is under way. `unknown` are
+    nodes, with why, whose check has told nothing until their deadline. `questions` are checks to be asked. `target` is
+    the hash of the target whose nodes are all known. `fits` remembers which kinds of nodes fit which revisions. `form`
+    says which nodes the DaemonSet that was taken over wants (None: there is none), and `adoption` is what the status
+    will say of it.
 
     A fleet may be large, and a pass short: what most policies look at is counted, or sorted by what it is, once.
     """
@@ -93,6 +95,8 @@ class Work:
     analyses: dict[str, list[AnalysisResult]] = field(default_factory=dict)
     questions: list[Action] = field(default_factory=list)
     target: str | None = None
+    shut: Hindrance | None = None
+    waiting: Hindrance | None = None
     fits: dict[tuple[object, ...], Answer] = field(default_factory=dict)
     last_failure: LastFailure | None = None
     adoption: AdoptionStatus | None = None
@@ -107,8 +111,8 @@ class Work:
 
     @property
     def spec_paused(self) -> bool:
-        """Whether a person has paused the Rollout."""
-        return self.seen.spec.paused
+        """Whether a person has paused the Rollout, or frozen it."""
+        return self.seen.spec.paused or self.seen.spec.frozen
 
     @property
     def is_active(self) -> bool:

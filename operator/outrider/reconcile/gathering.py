@@ -246,6 +246,7 @@ class Gatherer:
             answers=tuple(memory.answers.values()),
             without_agent_since=memory.without_agent_since,
             legacy=legacy,
+            zones={window.time_zone: zone for window in spec.windows if (zone := clock.find_zone(window.time_zone))},
         )
 
     def _verify_after(self, wanted: str, memory: Memory) -> datetime:
