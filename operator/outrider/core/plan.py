@@ -68,13 +68,15 @@ class WriteBatch:
 class Assign:
     """Change one node's assignment, only if node UID and present assignment are still what was seen.
 
-    `after` None takes the label away.
+    So must be the other labels that `relies_on` names: assignments of components that have to do with this one. `after`
+    None takes the label away.
     """
 
     node: str
     uid: str
     before: str | None
     after: str | None
+    relies_on: tuple[tuple[str, str | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

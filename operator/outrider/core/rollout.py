@@ -47,16 +47,19 @@ from outrider.core.runs import end_run, finish_run, start_run
 from outrider.core.selection import create_batch, create_batches, next_size, remaining_nodes
 from outrider.core.snapshot import Batch, Node, RolloutSnapshot
 from outrider.core.standing import (
+    find_deadlock,
     find_verification_hindrance,
     find_version_hindrance,
     request_verification,
     tell_blocked_returns,
+    tell_required_returns,
 )
 from outrider.core.states import COMPLETED, FAILED, NOT_BROUGHT, ONGOING, UNDECIDED
 from outrider.core.welcome import mark_entrants, welcome_joiners
 from outrider.core.work import (
     Work,
     bad_revisions,
+    check_breach,
     find_phase,
     is_barred,
     is_direct,
@@ -209,6 +212,7 @@ def send_failed_nodes_back(work: Work) -> None:
     """Which nodes failed within the tolerance? Each goes back at once to where it was good."""
     if not work.is_active:
         return
+    broken: list[tuple[Node, str]] = []
     for batch, entry, result in list(work.entries({"Failed"})):
         if result.reason in {"NodeGone", "ReturnFailed"} or entry.back == entry.to:
             continue
@@ -217,6 +221,9 @@ def send_failed_nodes_back(work: Work) -> None:
             continue
         if is_barred(work, entry.back) and work.assignment(node) != leaving(entry.back):
             continue  # it stays failed where it is, until what it came from may be used again
+        if not is_leaving(work.assignment(node)) and check_breach(work, node, entry.back) is not None:
+            broken.append((node, entry.back))
+            continue
         work.results[batch.name][entry.name] = result.model_copy(
             update={
                 "state": "Returning",
@@ -226,6 +233,9 @@ def send_failed_nodes_back(work: Work) -> None:
         )
         work.urgent_batches.add(batch.name)
         move(work, node, entry.back)
+    if broken:
+        tell_required_returns(work, broken)
+        work.ended = True  # nobody else is moved before a person has looked
 
 
 def close_batches(work: Work) -> None:
@@ -255,6 +265,7 @@ def move_open_batches(work: Work) -> None:
     places = window.count_places(work)
     shut = why_shut(work) is not None
     blocked: list[tuple[str, str]] = []
+    broken: list[tuple[Node, str]] = []
     for batch, entry, result in list(work.entries({"Pending", "Stopping"})):
         node = same_node(work, entry)
         if node is None:
@@ -262,6 +273,10 @@ def move_open_batches(work: Work) -> None:
         goes = work.assignment(node) in {entry.to, leaving(entry.to)}
         if goes and result.state == "Stopping":
             continue  # the most of them: its old agent ends
+        sets_out = work.run.kind == "Rollback" and result.state == "Pending" and not is_leaving(work.assignment(node))
+        if sets_out and check_breach(work, node, entry.to) is not None:
+            broken.append((node, entry.to))
+            continue
         if is_barred(work, entry.to):
             if not goes:
                 blocked.append((entry.name, entry.to))
@@ -287,6 +302,7 @@ def move_open_batches(work: Work) -> None:
             }
         )
     tell_blocked_returns(work, blocked)
+    tell_required_returns(work, broken)
 
 
 def wait_for_the_batch(work: Work) -> None:
@@ -341,6 +357,7 @@ def start_next_batch(work: Work) -> None:
     if not movable:
         recorded = {entry.name for _, entry, _ in work.entries({"Skipped"})}
         blocked = [node for node in remaining if node.name not in recorded]
+        work.gate = find_deadlock(work)
         if blocked and run.state == "Running":
             create_batch(work, blocked, step=0, to=lambda _: revision)
         return
@@ -406,6 +423,10 @@ def start_next_rollback_batch(work: Work) -> None:
 
     tell_blocked_returns(work, [(node.name, back(node)) for node in left if is_barred(work, back(node))])
     left = [node for node in left if not is_barred(work, back(node))]
+    broken = [(node, back(node)) for node in left if check_breach(work, node, back(node)) is not None]
+    tell_required_returns(work, broken)
+    stuck = {node.name for node, _ in broken}
+    left = [node for node in left if node.name not in stuck]
     if not left:
         return
     create_batches(work, left[:size], step=0, to=back)
@@ -443,7 +464,11 @@ def complete(work: Work) -> None:
     if not updated:
         reasons = Counter(result.reason for _, _, result in work.entries({"Skipped"}, updates=True))
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none is left"
-        work.gate = f"no node can be moved now: {counts}; its RolloutBatches say of each node why (kubectl get orb)"
+        work.obstacle = work.deadlock
+        nobody = f" {work.gate}." if work.gate else ""
+        work.gate = (
+            f"no node can be moved now: {counts};{nobody} its RolloutBatches say of each node why (kubectl get orb)"
+        )
         return
     finish_run(work, "PartiallySucceeded" if failed else "Succeeded")
     work.stable, work.stable_version = run.revision, run.version
@@ -624,6 +649,7 @@ def _assemble(work: Work) -> Plan:
         hindrance=work.hindrance or work.doubt or work.waiting,
         obstacle=work.obstacle,
         adoption=work.adoption,
+        deadlock=work.deadlock,
     )
     if tally.agents.wake_at is not None:
         work.wakes.append(tally.agents.wake_at)

@@ -75,11 +75,13 @@ def build_status(
     hindrance: Hindrance | None,
     obstacle: Hindrance | None,
     adoption: AdoptionStatus | None = None,
+    deadlock: Hindrance | None = None,
 ) -> RolloutStatus:
     """Return the status that tells what is true now.
 
     `gate` says what the next batch waits for, `hindrance` why nothing new may start or what all that is left waits for,
-    `obstacle` why nodes of a failed run cannot return; if anything.
+    `obstacle` why nodes of a failed run cannot return, or the run cannot go on; `deadlock` which components wait for each
+    other; if anything.
     """
     agents = tally.agents
     if run is not None:
@@ -94,6 +96,8 @@ def build_status(
     view = _View(seen, run, tally, running, gate, history, hindrance, obstacle, adoption)
     phase, findings = _judge(view)
     findings += _tell_reverts(seen, adoption)
+    if deadlock is not None and obstacle is not deadlock and not any(f.type == "Degraded" for f in findings):
+        findings.append(Finding("Degraded", "True", deadlock.reason, deadlock.message))
     # A node that failed and whose way back failed as well counts once.
     failed = list({(entry.name, entry.uid): (entry, r) for entry, r in [*tally.failed_before, *tally.failed]}.values())
     return RolloutStatus(
@@ -241,15 +245,15 @@ def _judge(view: _View) -> tuple[str, list[Finding]]:
         message = f"run {run.id} to {run.version} stopped: {run.message}. {_how_to_go_on(seen)}. {_tell_versions(view)}"
         findings.append(Finding("Paused", "True", ended, message))
         phase = conclude("Stalled", False, ended, message, stalled=True, busy=False)
-    elif hindrance is not None and (hindrance.stalled or not _has_completed(view)):
-        arrived = hindrance.reason == "GivenBack"
+    elif (stop := hindrance or obstacle) is not None and (stop.stalled or not _has_completed(view)):
+        arrived = stop.reason == "GivenBack"
         phase = conclude(
-            "Completed" if arrived else "Stalled" if hindrance.stalled else "Waiting",
+            "Completed" if arrived else "Stalled" if stop.stalled else "Waiting",
             arrived,
-            hindrance.reason,
-            hindrance.message,
-            stalled=hindrance.stalled,
-            busy=not hindrance.stalled and not arrived,
+            stop.reason,
+            stop.message,
+            stalled=stop.stalled,
+            busy=not stop.stalled and not arrived,
         )
     elif run is None or run.revision != seen.wanted or run.state == "Running":
         message = progress + (f"; {gate}" if gate else "")

@@ -10,8 +10,9 @@ from typing import Any
 from outrider.api.checks import AnalysisVerdict
 from outrider.api.componentversion import Phase
 from outrider.api.names import ROLE_REVISION
-from outrider.api.rollout import NodeResult, RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus
+from outrider.api.rollout import NodeResult, RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
 from outrider.core.compatibility import VersionRules
+from outrider.core.ranges import Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,19 @@ class VersionState:
     unverifiable: str = ""
 
 
+Needs = tuple[tuple[str, Range], ...]
+"""What a version requires of other components on its node: (component, range)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a Rollout of another component wants on the nodes of its target."""
+
+    rollout: str
+    version: str
+    target: Target
+
+
 @dataclass(frozen=True, slots=True)
 class AnalysisAnswer:
     """What an analysis has answered about a batch (its first page's name), the `attempt`-th time that it was asked."""
@@ -170,10 +184,18 @@ class AnalysisAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Another component that may run on the same nodes: its assignment's key, and the versions of its revisions."""
+    """Another component that may run on the same nodes: its assignment's key, and the versions of its revisions.
+
+    `requires` says what its versions need of other components, ours among them; `wishes` what its Rollouts want, in the
+    order of their seniority. `unsettled` are nodes that its Rollouts have moved and not found healthy (yet): what runs
+    there may go back any moment.
+    """
 
     key: str
     versions: Mapping[str, str]
+    requires: Mapping[str, Needs] = field(default_factory=dict)
+    wishes: tuple[Wish, ...] = ()
+    unsettled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +261,9 @@ class RolloutSnapshot:
     Rollout's joiners' DaemonSet that might serve the same nodes is there (`joiners_elsewhere`).
 
     `versions` are the component's versions that matter here, those that exist. `neighbours` are the components that
-    `rules` require. A version that was verified before `verify_after` is
-    verified again before a run to it starts (None: never). `without_agent_since` says of nodes that have a revision and
-    no pod since when that has been seen. `legacy` is the DaemonSet that `spec.adoption` names, or
+    ours has to do with: what `rules` require, what requires ours, and so on. A version that was verified before
+    `verify_after` is verified again before a run to it starts (None: never). `without_agent_since` says of nodes that
+    have a revision and no pod since when that has been seen. `legacy` is the DaemonSet that `spec.adoption` names, or
     that was taken over before. `zones` are those time zones of `spec.windows` that there are.
     """
 

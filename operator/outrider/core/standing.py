@@ -1,12 +1,14 @@
 """What the phase of a version means for the Rollout that wants it, and for nodes that would return to it."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from outrider.core.moves import target_of
 from outrider.core.plan import RequestVerification
-from outrider.core.snapshot import Hindrance
+from outrider.core.requirements import DEADLOCK, REQUIRED_BY_OTHER, Knot, find_knot, standings_on
+from outrider.core.snapshot import Hindrance, Node
 from outrider.core.states import BARRED, COMPLETED
-from outrider.core.work import Work, find_phase
+from outrider.core.work import Work, check_breach, find_phase
 
 
 def find_version_hindrance(work: Work) -> Hindrance | None:
@@ -105,6 +107,70 @@ def tell_blocked_returns(work: Work, nodes: Iterable[tuple[str, str]]) -> None:
         "spec.version to a published version that they can go to",
         stalled=True,
     )
+
+
+def tell_required_returns(work: Work, nodes: Iterable[tuple[Node, str]]) -> None:
+    """Note which nodes cannot return because another component there needs what they have: (node, revision)."""
+    blocked = sorted(nodes, key=lambda item: item[0].name)
+    if not blocked or work.obstacle is not None:
+        return
+    told = Counter(
+        breach.tell(work.seen.spec.component, work.seen.revisions.get(revision, ""))
+        for node, revision in blocked
+        if (breach := check_breach(work, node, revision)) is not None
+    )
+    count = "1 node stays" if len(blocked) == 1 else f"{len(blocked)} nodes stay"
+    work.obstacle = Hindrance(
+        REQUIRED_BY_OTHER,
+        f"{count} where they are, though they should return: {'; '.join(sorted(told))} "
+        f"({name_some([node.name for node, _ in blocked])}). Take back the other component first, or set spec.version "
+        "to one that it can run with",
+        stalled=True,
+    )
+
+
+def find_deadlock(work: Work) -> str:
+    """Note which nodes wait for ever because components wait for each other there.
+
+    Returns a sentence about what nodes wait for and nobody brings, "" if there is no such thing.
+    """
+    seen, run = work.seen, work.run
+    if run is None or not seen.neighbours:
+        return ""
+    known: dict[tuple[object, ...], Knot | None] = {}
+    cycles: dict[str, list[str]] = {}
+    dead_ends: Counter[str] = Counter()
+    for node in work.members():
+        if not node.ready or work.assignment(node) == run.revision:
+            continue
+        # What a knot looks like depends on these, and a fleet has few kinds of them.
+        standings = standings_on(seen, node, run.revision)
+        key = tuple(standings.items())
+        if key not in known:
+            known[key] = find_knot(standings, seen.spec.component)
+        knot = known[key]
+        if knot is not None and knot.kind == "Cycle":
+            cycles.setdefault(knot.tell(), []).append(node.name)
+        elif knot is not None:
+            dead_ends[knot.tell()] += 1
+    if cycles:
+        told = ". ".join(
+            f"{why}: on {len(found)} of {len(seen.members)} nodes ({name_some(found)}) each waits for the other"
+            for why, found in sorted(cycles.items())
+        )
+        work.deadlock = Hindrance(
+            DEADLOCK,
+            f"{told}. Roll out a version of one of them first that runs with what is there of the other and is in the "
+            "range that the other's next version needs; or set spec.version of one back",
+            stalled=True,
+        )
+    return "; ".join(why for why, _ in dead_ends.most_common(2))
+
+
+def name_some(names: Iterable[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    known = sorted(names)
+    return ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
 
 
 def _tell_nodes(count: int) -> str:

@@ -8,6 +8,8 @@ UNDECIDED: Final = frozenset({"Pending", "Stopping", "Downloading", "Starting", 
 FAILED: Final = frozenset({"Failed", "Returning", "RolledBack"})
 NOT_BROUGHT: Final = FAILED | {"Skipped"}
 """The run has given the node up, for now: it may be in a later batch of the same run."""
+SETTLED: Final = frozenset({"Succeeded", "Skipped", "RolledBack"})
+"""What runs there stays there, as far as that run is concerned."""
 ONGOING: Final = frozenset({"Running", "Paused"})
 BARRED: Final = frozenset({"Withdrawn", "Revoked"})
 """Phases of a version: no node may be sent to it."""
@@ -23,6 +25,7 @@ COMES_BACK: Final = frozenset(
         "RequirementMissing",
         "RequirementUnmet",
         "RequirementUnknown",
+        "RequiredByOther",
         "NodeUnknown",
         "RulesUnreadable",
         "LeftTarget",

@@ -13,6 +13,7 @@ from outrider.api.rollout import AdoptionStatus, BatchNode, LastFailure, NodeRes
 from outrider.core.compatibility import UNKNOWN, Answer, NodeFacts, VersionRules, is_compatible
 from outrider.core.moves import is_leaving, next_assignment, target_of
 from outrider.core.plan import Action, Assign, CreateBatch, Event
+from outrider.core.requirements import REQUIRED_BY_OTHER, Breach, find_breach, relied_on
 from outrider.core.scheduling import why_not_scheduled
 from outrider.core.snapshot import Batch, Hindrance, Node, Pod, RolloutSnapshot
 from outrider.core.states import BARRED, COMPLETED, NOT_BROUGHT, RESULTS
@@ -61,12 +62,13 @@ class Work:
     """One pass in the making: what the policies have found and decided so far. Lives only inside `plan_rollout`.
 
     `hindrance` is why no new run may start, and why one to this version stands still; `obstacle` why nodes of a failed
-    run cannot return; `doubt` what nobody can tell for too long. `shut` is why no node may set out for another version
-    now (ways back are open), and `waiting` what the run waits for while nothing of it is under way. `unknown` are
-    nodes, with why, whose check has told nothing until their deadline. `questions` are checks to be asked. `target` is
-    the hash of the target whose nodes are all known. `fits` remembers which kinds of nodes fit which revisions. `form`
-    says which nodes the DaemonSet that was taken over wants (None: there is none), and `adoption` is what the status
-    will say of it.
+    run cannot return, or the run not go on; `doubt` what nobody can tell for too long; `deadlock` which components wait
+    for each other. `shut` is why no node may set out for another version now (ways back are open), and `waiting` what
+    the run waits for while nothing of it is under way. `unknown` are nodes, with why, whose check has told nothing until
+    their deadline. `questions` are checks to be asked. `target` is the hash of the target whose nodes are all known.
+    `fits` remembers which kinds of nodes fit which revisions, `breaches` what would be broken on which. `form` says
+    which nodes the DaemonSet that was taken over wants (None: there is none), and `adoption` is what the status will say
+    of it.
 
     A fleet may be large, and a pass short: what most policies look at is counted, or sorted by what it is, once.
     """
@@ -94,6 +96,7 @@ class Work:
     unknown: list[tuple[str, str]] = field(default_factory=list)
     analyses: dict[str, list[AnalysisResult]] = field(default_factory=dict)
     questions: list[Action] = field(default_factory=list)
+    deadlock: Hindrance | None = None
     target: str | None = None
     shut: Hindrance | None = None
     waiting: Hindrance | None = None
@@ -101,6 +104,7 @@ class Work:
     last_failure: LastFailure | None = None
     adoption: AdoptionStatus | None = None
     form: str | None = None
+    breaches: dict[tuple[object, ...], Breach | None] = field(default_factory=dict)
     _touched: dict[int, frozenset[str]] = field(default_factory=dict)
     _newest: dict[int, dict[tuple[str, str], BatchNode]] = field(default_factory=dict)
 
@@ -287,21 +291,37 @@ def check_fit(work: Work, node: Node, revision: str) -> Answer:
 def _components_on(work: Work, node: Node, rules: VersionRules) -> tuple[tuple[str, str], ...]:
     """Return the required components that are assigned to a node, each with its version.
 
-    One on its way to another version, or of a revision that nobody knows, is there with an unknown version.
+    One on its way to another version, not found healthy in it yet, or of a revision that nobody knows, is there with an
+    unknown version.
     """
     found = []
     for component, _ in rules.requires:
         neighbour = work.seen.neighbours[component]
         assignment = node.labels.get(neighbour.key)
         if assignment is not None and assignment != ASSIGNMENT_NONE:
-            found.append((component, neighbour.versions.get(assignment, UNKNOWN)))
+            is_settled = node.name not in neighbour.unsettled
+            found.append((component, neighbour.versions.get(assignment, UNKNOWN) if is_settled else UNKNOWN))
     return tuple(found)
+
+
+def check_breach(work: Work, node: Node, target: str) -> Breach | None:
+    """Return what another component on a node requires that a move to revision `target` would take away, if any."""
+    seen = work.seen
+    if not seen.neighbours:
+        return None
+    labels = tuple(node.labels.get(neighbour.key) for neighbour in seen.neighbours.values())
+    key = (target, node.labels.get(seen.assignment_key), labels)
+    if key not in work.breaches:
+        work.breaches[key] = find_breach(seen, node, target)
+    return work.breaches[key]
 
 
 def why_skip(work: Work, node: Node) -> tuple[str, str] | None:
     """Return reason and message why a node must not lose its agent now, or None."""
     if work.run is not None and (fit := check_fit(work, node, work.run.revision)).verdict != "Yes":
         return fit.reason, fit.message
+    if work.run is not None and (breach := check_breach(work, node, work.run.revision)) is not None:
+        return REQUIRED_BY_OTHER, breach.tell(work.seen.spec.component, work.run.version)
     if not node.ready:
         return "NodeNotReady", "the node is not Ready; it is moved when it is again"
     if why := why_not_scheduled(work.seen.spec.template.get("spec") or {}, node):
@@ -380,4 +400,6 @@ def move(work: Work, node: Node, target: str) -> None:
         served = by_legacy or bool(work.seen.joiners) or work.seen.joiners_elsewhere
         step = next_assignment(assignment, target, live, served_by_joiners=served)
     if step is not None:
-        work.moves.append(Assign(node.name, node.uid, assignment, step))
+        # Who is on the way arrives; setting out depends on what else is on the node.
+        others = () if assignment is not None and is_leaving(assignment) else relied_on(work.seen, node, target)
+        work.moves.append(Assign(node.name, node.uid, assignment, step, others))

@@ -42,12 +42,15 @@ from outrider.core.snapshot import (
     AnalysisAnswer,
     Batch,
     Measurement,
+    Needs,
     Neighbour,
     Node,
     Pod,
     RolloutSnapshot,
     VersionState,
+    Wish,
 )
+from outrider.core.states import SETTLED
 from outrider.reconcile.adoption import Sight
 from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
 from outrider.settings import Settings
@@ -241,7 +244,9 @@ class Gatherer:
             assigned=frozenset(target_of(node.labels[key]) for node in all_nodes if key in node.labels),
             joiners=tuple(sorted(joiners)),
             versions=self._version_states(namespace, spec, status, revisions),
-            neighbours=self._neighbours(namespace, {need for rule in known_rules for need, _ in rule.requires}),
+            neighbours=self._neighbours(
+                namespace, spec.component, {need for rule in known_rules for need, _ in rule.requires}
+            ),
             verify_after=self._verify_after(wanted, memory),
             answers=tuple(memory.answers.values()),
             without_agent_since=memory.without_agent_since,
@@ -288,13 +293,51 @@ class Gatherer:
         found = {version: self.version_facts(namespace, spec.component, version) for version in named}
         return {version: facts.state for version, facts in found.items() if facts is not None}
 
-    def _neighbours(self, namespace: str, components: Iterable[str]) -> dict[str, Neighbour]:
-        """Return what the required components' assignments on nodes mean."""
-        versions: dict[str, dict[str, str]] = {component: {} for component in components}
-        for daemonset in self._caches.daemonsets.values() if versions else ():
-            if daemonset.namespace == namespace and daemonset.component in versions:
-                versions[daemonset.component][daemonset.revision] = daemonset.version
-        return {name: Neighbour(names.assignment_key(namespace, name), found) for name, found in versions.items()}
+    def _neighbours(self, namespace: str, component: str, required: set[str]) -> dict[str, Neighbour]:
+        """Return the components that one has to do with: what it requires, what requires it, and so on from there."""
+        versions: dict[str, dict[str, str]] = {}
+        for daemonset in self._caches.daemonsets.values():
+            if daemonset.namespace == namespace and daemonset.component and daemonset.component != component:
+                versions.setdefault(daemonset.component, {})[daemonset.revision] = daemonset.version
+        wishes: dict[str, list[tuple[tuple[str, bool, str], Wish]]] = {}
+        for body in self._caches.rollouts.values():
+            if body["metadata"]["namespace"] == namespace and body["spec"]["component"] != component:
+                wishes.setdefault(body["spec"]["component"], []).append((_seniority(body), _wish_of(body)))
+        needs = {
+            name: {
+                version: self._needs(namespace, name, version)
+                for version in {*versions.get(name, {}).values(), *(wish.version for _, wish in wishes.get(name, ()))}
+            }
+            for name in versions.keys() | wishes.keys() | required
+        }
+        return {
+            name: Neighbour(
+                names.assignment_key(namespace, name),
+                versions.get(name, {}),
+                needs[name],
+                tuple(wish for _, wish in sorted(wishes.get(name, ()), key=lambda item: item[0])),
+                self._unsettled(namespace, name),
+            )
+            for name in _connected(component, required, needs)
+        }
+
+    def _unsettled(self, namespace: str, component: str) -> frozenset[str]:
+        """Return the nodes that the newest runs of a component have taken on, and not found healthy."""
+        runs = {
+            (body["metadata"]["uid"], ((body.get("status") or {}).get("run") or {}).get("id"))
+            for body in self._caches.rollouts.values()
+            if (body["metadata"]["namespace"], body["spec"]["component"]) == (namespace, component)
+        }
+        found: set[str] = set()
+        for stored in self._caches.batches.values():
+            if stored.namespace != namespace or (stored.rollout_uid, stored.batch.spec.run) not in runs:
+                continue
+            settled = {result.name for result in stored.batch.status.nodes if result.state in SETTLED}
+            found.update(entry.name for entry in stored.batch.spec.nodes if entry.name not in settled)
+        return frozenset(found)
+
+    def _needs(self, namespace: str, component: str, version: str) -> Needs:
+        return self._read_rules(namespace, component, version, frozenset()).requires
 
     def _template_problem(self, memory: Memory, revision: str) -> str:
         message, since = memory.template_problems.get(revision, ("", 0.0))
@@ -379,6 +422,27 @@ def _seniority(body: Json) -> tuple[str, bool, str]:
     """Return what decides whose nodes are whose: the older one's. Of two from the same second, his who began first."""
     begun = bool((body.get("status") or {}).get("run"))
     return body["metadata"]["creationTimestamp"], not begun, body["metadata"]["uid"]
+
+
+def _wish_of(body: Json) -> Wish:
+    """Return what a Rollout wants: its spec's version, or while it holds after a rollback what it went back to."""
+    spec, status = body["spec"], body.get("status") or {}
+    version = spec["version"]
+    if status.get("phase") == "RolledBack":
+        version = (status.get("revisions") or {}).get("stableVersion") or version
+    return Wish(body["metadata"]["name"], version, Target.model_validate(spec["target"]))
+
+
+def _connected(component: str, required: set[str], needs: Mapping[str, Mapping[str, Needs]]) -> list[str]:
+    """Return the components that one is connected with by requirements, over others too, in either direction."""
+    edges = {(component, other) for other in required}
+    edges |= {(name, other) for name, found in needs.items() for need in found.values() for other, _ in need}
+    reached, added = {component}, True
+    while added:
+        more = {end for edge in edges for end in edge if reached & set(edge)} - reached
+        reached |= more
+        added = bool(more)
+    return sorted((reached - {component}) & needs.keys())
 
 
 def _is_ours(node: Node, key: str, revisions: Mapping[str, str]) -> bool:

@@ -353,10 +353,11 @@ class RolloutReconciler:
             memory.forget_record(name)
 
     async def _assign(self, key: str, move: Assign, memory: Memory) -> None:
-        path = "/metadata/labels/" + key.replace("~", "~0").replace("/", "~1")
+        path = _label_path(key)
         operations: list[Json] = [
             {"op": "test", "path": "/metadata/uid", "value": move.uid},
             {"op": "test", "path": path, "value": move.before},
+            *({"op": "test", "path": _label_path(other), "value": value} for other, value in move.relies_on),
             {"op": "remove", "path": path} if move.after is None else {"op": "add", "path": path, "value": move.after},
         ]
         try:
@@ -461,6 +462,10 @@ def _ends_the_run(seen: RolloutSnapshot, plan: Plan) -> bool:
     if before is None or before.state not in ONGOING:
         return False
     return after is None or after.id != before.id or after.state not in ONGOING
+
+
+def _label_path(key: str) -> str:
+    return "/metadata/labels/" + key.replace("~", "~0").replace("/", "~1")
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
