@@ -15,9 +15,6 @@ from outrider.core.fleet import is_targeted
 from outrider.core.moves import is_leaving, target_of
 from outrider.core.snapshot import Needs, Neighbour, Node, RolloutSnapshot
 
-REQUIRED_BY_OTHER: Final = "RequiredByOther"
-DEADLOCK: Final = "DependencyDeadlock"
-
 
 @dataclass(frozen=True, slots=True)
 class Breach:
@@ -161,7 +158,7 @@ def _links(standings: Mapping[str, Standing], component: str) -> Iterator[Link]:
                 continue
             passes = not theirs.is_at_rest and _admits(theirs.needs_then, component, ours.wanted)
             why = f"{other} {theirs.running} ({_of(theirs.rollout)}), which runs there, needs {component} '{range_}'"
-            why += f", so that {component} cannot go to {ours.wanted}"
+            why += f", so that {component} cannot go to {ours.wanted} as {_of(ours.rollout)} wants"
             if not passes:
                 why += f", and {_wish_of(theirs, other)}"
             yield Link(component, other, why, passes)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from outrider.core.moves import target_of
 from outrider.core.plan import RequestVerification
-from outrider.core.requirements import DEADLOCK, REQUIRED_BY_OTHER, Knot, find_knot, standings_on
+from outrider.core.requirements import Knot, find_knot, standings_on
 from outrider.core.snapshot import Hindrance, Node
 from outrider.core.states import BARRED, COMPLETED
 from outrider.core.work import Work, check_breach, find_phase
@@ -121,7 +121,7 @@ def tell_required_returns(work: Work, nodes: Iterable[tuple[Node, str]]) -> None
     )
     count = "1 node stays" if len(blocked) == 1 else f"{len(blocked)} nodes stay"
     work.obstacle = Hindrance(
-        REQUIRED_BY_OTHER,
+        "RequiredByOther",
         f"{count} where they are, though they should return: {'; '.join(sorted(told))} "
         f"({name_some([node.name for node, _ in blocked])}). Take back the other component first, or set spec.version "
         "to one that it can run with",
@@ -159,7 +159,7 @@ def find_deadlock(work: Work) -> str:
             for why, found in sorted(cycles.items())
         )
         work.deadlock = Hindrance(
-            DEADLOCK,
+            "DependencyDeadlock",
             f"{told}. Roll out a version of one of them first that runs with what is there of the other and is in the "
             "range that the other's next version needs; or set spec.version of one back",
             stalled=True,

@@ -13,7 +13,7 @@ from outrider.api.rollout import AdoptionStatus, BatchNode, LastFailure, NodeRes
 from outrider.core.compatibility import UNKNOWN, Answer, NodeFacts, VersionRules, is_compatible
 from outrider.core.moves import is_leaving, next_assignment, target_of
 from outrider.core.plan import Action, Assign, CreateBatch, Event
-from outrider.core.requirements import REQUIRED_BY_OTHER, Breach, find_breach, relied_on
+from outrider.core.requirements import Breach, find_breach, relied_on
 from outrider.core.scheduling import why_not_scheduled
 from outrider.core.snapshot import Batch, Hindrance, Node, Pod, RolloutSnapshot
 from outrider.core.states import BARRED, COMPLETED, NOT_BROUGHT, RESULTS
@@ -321,7 +321,7 @@ def why_skip(work: Work, node: Node) -> tuple[str, str] | None:
     if work.run is not None and (fit := check_fit(work, node, work.run.revision)).verdict != "Yes":
         return fit.reason, fit.message
     if work.run is not None and (breach := check_breach(work, node, work.run.revision)) is not None:
-        return REQUIRED_BY_OTHER, breach.tell(work.seen.spec.component, work.run.version)
+        return "RequiredByOther", breach.tell(work.seen.spec.component, work.run.version)
     if not node.ready:
         return "NodeNotReady", "the node is not Ready; it is moved when it is again"
     if why := why_not_scheduled(work.seen.spec.template.get("spec") or {}, node):
