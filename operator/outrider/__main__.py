@@ -9,6 +9,8 @@ from outrider import __version__
 from outrider.api.errors import OutriderError
 from outrider.cli.plan import plan
 from outrider.cli.sign import sign
+from outrider.cli.status import status
+from outrider.cli.verbs import abort, approve, pause, resume, retry, rollback
 from outrider.cli.verify import verify
 
 
@@ -18,7 +20,8 @@ def main() -> None:
     """Outrider owns the versions of node agents and moves fleets of nodes between them."""
 
 
-main.add_command(plan)
+for command in (plan, status, approve, abort, retry, rollback, pause, resume):
+    main.add_command(command)
 main.add_command(verify)
 main.add_command(sign)
 

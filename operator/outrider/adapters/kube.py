@@ -79,6 +79,7 @@ NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
 EVENTS = Resource("", "v1", "events", "Event")
 DAEMON_SETS = Resource("apps", "v1", "daemonsets", "DaemonSet")
 JOBS = Resource("batch", "v1", "jobs", "Job")
+SELF_SUBJECT_REVIEWS = Resource("authentication.k8s.io", "v1", "selfsubjectreviews", "SelfSubjectReview")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 COMPONENT_VERSIONS = Resource(GROUP, VERSION, "componentversions", "ComponentVersion")
 ROLLOUTS = Resource(GROUP, VERSION, "rollouts", "Rollout")
@@ -297,6 +298,16 @@ class Cluster:
             if "due to an error in our request" in error.message:
                 raise Conflict("NotAsSeen", f"{resource.kind} {name} is not as it was seen") from error
             raise
+
+    async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Json, *, manager: str) -> Json:
+        """Set the fields of an object that `patch` names, whoever set them before."""
+        return await self._request(
+            "PATCH",
+            resource.path(namespace, name),
+            body=patch,
+            query={"fieldManager": manager},
+            content_type="application/merge-patch+json",
+        )
 
     async def replace(self, resource: Resource, namespace: str | None, name: str, body: Json) -> Json:
         """Replace an object; its resourceVersion must be the one in `body`, else Conflict."""
