@@ -37,7 +37,7 @@ class Pair:
             )
             for seed, name in enumerate(KEYS)
         }
-        self.log: list[tuple[str, str, str]] = []
+        self.log: list[tuple[str, str, str | None]] = []
 
     @property
     def agent(self) -> Fleet:

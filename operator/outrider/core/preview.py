@@ -124,7 +124,7 @@ def preview_rollout(
 def assume_consent(spec: RolloutSpec) -> RolloutSpec:
     """Return a spec as it would be if everybody who may say no said yes at once."""
     stated = spec.to_api()
-    for field in ("paused", "frozen", "analysis"):
+    for field in ("paused", "frozen", "analysis", "adoption"):
         stated.pop(field, None)
     stated.get("health", {}).pop("http", None)
     for step in stated["strategy"].get("canary", {}).get("steps", []):
@@ -408,6 +408,8 @@ def _tell_assumptions(seen: RolloutSnapshot, node_seconds: float) -> tuple[str, 
         )
         if is_there
     ]
+    if "adoption" in stated:
+        told.append(f"DaemonSet {stated['adoption']['daemonSet']} is taken over at once")
     if waiting:
         told.append(f"{' and '.join(waiting)} pass at once: the time that they take is not counted")
     return tuple(told)
