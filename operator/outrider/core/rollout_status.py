@@ -80,8 +80,8 @@ def build_status(
     """Return the status that tells what is true now.
 
     `gate` says what the next batch waits for, `hindrance` why nothing new may start or what all that is left waits for,
-    `obstacle` why nodes of a failed run cannot return, or the run cannot go on; `deadlock` which components wait for each
-    other; if anything.
+    `obstacle` why nodes of a failed run cannot return, or the run cannot go on; `deadlock` which components wait for
+    each other; if anything.
     """
     agents = tally.agents
     if run is not None:
