@@ -138,9 +138,11 @@ def never_more_out(trial: Trial, action: Any) -> str:
         return ""  # it is without a working agent already
     number = mine[-1][0].spec.batch
     stored = sum(entry.name != "" for batch, entry, _ in entries(trial, run.id) if batch.spec.batch == number)
-    limit = stored
-    if world.spec.strategy.type == "Full" and run.kind == "Rollout":
+    limit = min(stored, arithmetic.in_flight_limit(world.spec, max(run.nodes, 1)))
+    if arithmetic.has_window(world.spec):
         limit = arithmetic.in_flight_limit(world.spec, max(run.nodes, 1))
+    if mine[-1][0].spec.step:
+        limit = stored
     own = {entry.name for _, entry, _ in entries(trial, run.id)}
     # What is not urgent is known to the operator before it is stored.
     known = [
@@ -175,6 +177,8 @@ def batch_size(trial: Trial, action: Any) -> str:
     spec, run = trial.seen.spec, trial.plan.status.run if trial.plan else None
     if run is None or spec.strategy.type == "Full" or action.spec.page > 1:
         return ""
+    if arithmetic.has_window(spec) and not action.spec.step:
+        return ""  # nodes are recorded ahead of their moves
     results = {}
     if trial.plan is not None:
         results = {
@@ -208,6 +212,7 @@ def never_more_at_once(trial: Trial, action: Any) -> str:
         entry.name
         for page, entry, _ in entries(trial, run.id)
         if page.spec.batch == batch.batch and trial.known_result(page.name, entry.name) in IN_FLIGHT
+        if (entry.name, entry.uid) not in trial.found_on  # a stranger has put it there
     }
     if len(flying | {action.node}) > allowed:
         return f"{len(flying | {action.node})} nodes of batch {batch.batch} are on their way, allowed are {allowed}"
@@ -442,13 +447,14 @@ def batch_after_batch(trial: Trial) -> str:
     new = [a for a in trial.plan.actions if isinstance(a, actions.CreateBatch)]
     if not new:
         return ""
+    windowed = arithmetic.has_window(trial.seen.spec) and not new[0].spec.step
     results: dict[str, list[NodeResult]] = {b.name: list(b.status.nodes) for b in trial.seen.batches}
     for action in trial.plan.actions:
         if isinstance(action, actions.WriteBatch):
             results[action.name] = list(action.status.nodes)
     for batch in trial.seen.batches:
-        if batch.spec.run != new[0].spec.run:
-            continue
+        if batch.spec.run != new[0].spec.run or (windowed and not batch.spec.step):
+            continue  # in a window the next leaves as soon as one is done: `never_more_out` bounds it
         if len(results[batch.name]) < len(batch.spec.nodes):
             return f"batch {new[0].spec.batch} starts before batch {batch.spec.batch} has been looked at"
         under_way = [r.name for r in results[batch.name] if r.state not in RESULTS]

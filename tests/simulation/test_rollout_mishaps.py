@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from outrider.core.moves import is_leaving
+from outrider.core.plan import CreateBatch
 from outrider.core.snapshot import RolloutSnapshot
 from simulation.fleet import KEY, Fleet, make_spec
 
@@ -225,3 +226,62 @@ def test_a_run_that_stopped_is_taken_back_when_a_person_asks_for_it() -> None:
     fleet.settle()
     assert fleet.status.phase == "RolledBack"
     assert fleet.assignments() == {"r-1.0.0": 10}
+
+
+def test_a_late_batch_that_was_stored_and_never_told_of_is_moved_all_the_same() -> None:
+    fleet = installed()
+    fleet.set_ready("node-004", False)
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    fleet.set_ready("node-004", True)
+    plan = fleet.plan()
+    [place] = [index for index, action in enumerate(plan.actions) if isinstance(action, CreateBatch)]
+    fleet.execute(plan, crash_after=place + 1)  # the batch is stored, that the run goes on is not
+    assert fleet.status.run is not None
+    assert fleet.status.run.state == "Succeeded"
+    restart(fleet)
+    fleet.settle(until=lambda f: f.assignments() == {"r-1.1.0": 10}, limit=100)
+
+
+def test_whoever_is_back_just_when_it_was_recorded_as_away_is_not_moved_with_all_others_at_once() -> None:
+    fleet = installed(20, strategy={"type": "Rolling", "rolling": {"batchSize": 2}})
+    for name in fleet.nodes:
+        fleet.set_ready(name, False)
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: any(len(batch.spec.nodes) == 20 for batch in f.batches.values()))
+    for name in fleet.nodes:
+        fleet.set_ready(name, True)
+    worst = 0
+    for _ in range(200):
+        go_on(fleet, 1)
+        worst = max(worst, fleet.out_of_service())
+    assert fleet.assignments() == {"r-1.1.0": 20}
+    assert worst <= 2
+
+
+def test_who_slows_a_run_down_in_the_middle_does_not_have_the_rest_moved_at_once() -> None:
+    fleet = installed(20, strategy={"type": "Full", "full": {"maxInFlight": 2}})
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: f.assignments().get("r-1.1.0", 0) == 4)
+    fleet.change(strategy={"type": "Rolling", "rolling": {"batchSize": 1}})
+    worst = 0
+    for _ in range(20):
+        fleet.execute(fleet.plan())
+        fleet.tick()
+    for _ in range(400):
+        fleet.execute(fleet.plan())
+        fleet.tick()
+        worst = max(worst, fleet.out_of_service())
+    assert fleet.assignments() == {"r-1.1.0": 20}
+    assert worst == 1
+
+
+def test_canary_steps_that_are_asked_for_on_the_way_wait_for_who_is_moved_already() -> None:
+    fleet = installed(10, strategy={"type": "Rolling", "rolling": {"batchSize": 3}})
+    fleet.behaviour = lambda _node, revision: "never-ready" if revision == "r-1.1.0" else "healthy"
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: f.assignments().get("r-1.1.0", 0) == 3)
+    steps = {"canary": {"steps": [{"nodes": 2}]}, "rolling": {"maxUnavailable": 3}}
+    fleet.change(strategy={"type": "Canary", **steps})
+    go_on(fleet, 10)
+    assert len([batch for batch in fleet.batches.values() if batch.spec.run == 2]) == 1

@@ -253,6 +253,8 @@ class Trial:
         else:
             rolling: dict[str, Any] = {"batchSize": dice.choice([1, 2, "25%", "34%", "100%"])}
             rolling["batchIntervalSeconds"] = dice.choice([0, 0, 0, 5])
+            if dice.random() < 0.4:
+                rolling = {"maxUnavailable": dice.choice([1, 2, "30%", "100%"])}
             strategy["rolling"] = rolling
         if kind == "Canary":
             strategy["canary"] = {

@@ -350,8 +350,14 @@ def start_next_batch(work: Work) -> None:
     if seen.wanted not in seen.revisions:
         work.prerequisites.append(CreateRevision(seen.wanted))
         return
-    if run.state == "Running" and not next_size(work, run)[1]:
+    under_way = any(work.finished[batch.name] is None for batch in work.run_batches())
+    if run.state != "Running" and under_way:
+        reopen(work)  # its late batch was stored, and the process ended before the status could say so
         return
+    if run.state == "Running":
+        step, size = next_size(work, run)
+        if not size or (step and under_way):
+            return  # canary steps that a person asks for on the way come when nobody else is moved
     revision, remaining = run.revision, remaining_nodes(work)
     movable = [node for node in remaining if why_skip(work, node) is None]
     if not movable:
