@@ -198,8 +198,6 @@ class Trial:
         self.allowed: dict[tuple[int, int], int] = {}
         self.seen: RolloutSnapshot | None = None
         self.plan: Plan | None = None
-        self.last_words: list[dict[str, Any]] = []
-        """A sample of what was written, as the API server got it."""
         self.world: World = self._begin()
 
     # -- the beginning
@@ -333,9 +331,6 @@ class Trial:
             self.tally.crashes += 1
             world.restart()
         self.note()
-        if self.tally.plans % 10 == 0:
-            self.last_words.append(world.status.to_api())
-            self.last_words.extend(batch.status.to_api() for batch in world.batches.values())
         world.tick(dice.choice([1, 2, 2, 4]))
         self.check("world", None)
 
