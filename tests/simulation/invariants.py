@@ -62,6 +62,11 @@ def sets_out(action: actions.Action) -> bool:
     return isinstance(action, actions.Assign) and not is_leaving(action.before)
 
 
+def goal_of(action: actions.Assign) -> str:
+    """Return where a node is sent; "" where its label is taken away."""
+    return target_of(action.after) if action.after is not None else ""
+
+
 def stable_then(trial: Trial) -> str | None:
     """Return the stable revision of the moment for which the plan was made; it may complete a run itself."""
     assert trial.seen is not None
@@ -94,6 +99,8 @@ def one_agent(trial: Trial) -> str:
 def two_steps(trial: Trial, action: Any) -> str:
     if not isinstance(action, actions.Assign) or not applies(trial, action) or is_leaving(action.after):
         return ""
+    if action.after is None:
+        return ""  # its label is taken away: nobody wants it but, if it is of the target, the joiners' DaemonSet
     others = {pod.revision for pod in trial.world.nodes[action.node].pods} - {action.after}
     return f"{action.node} gets {action.after} while {sorted(others)} live there" if others else ""
 
@@ -101,9 +108,9 @@ def two_steps(trial: Trial, action: Any) -> str:
 def only_as_recorded(trial: Trial, action: Any) -> str:
     if not isinstance(action, actions.Assign) or not applies(trial, action):
         return ""
-    goal, run = target_of(action.after), trial.world.status.run
-    if action.before is None and goal == stable_then(trial):
-        return ""  # a joiner
+    goal, run = goal_of(action), trial.world.status.run
+    if not goal or (action.before is None and goal == stable_then(trial)):
+        return ""  # a joiner, or one that has left
     if is_leaving(action.before):
         return ""  # `half_moves` and `way_back` look at these
     runs = {run.id, run.of_run} if run is not None else set()
@@ -204,7 +211,7 @@ def never_more_at_once(trial: Trial, action: Any) -> str:
     if not is_departure(action) or not applies(trial, action) or run is None or run.kind != "Rollout":
         return ""
     mine = entries_of_node(trial, action.node, action.uid, run.id)
-    if not mine or target_of(action.after) != mine[-1][1].to:
+    if not mine or goal_of(action) != mine[-1][1].to:
         return ""
     batch = mine[-1][0].spec
     allowed = max(trial.allowed.get((batch.run, batch.batch), 0), _size(trial, mine[-1][0], own=False))
@@ -240,7 +247,7 @@ def dead_left_alone(trial: Trial, action: Any) -> str:
 def not_towards_barred(trial: Trial, action: Any) -> str:
     if not sets_out(action) or trial.seen is None:
         return ""
-    goal = target_of(action.after)
+    goal = goal_of(action)
     phase = trial.seen.phase_of(goal)
     return f"{action.node} sets out for {goal}, which is {phase}" if phase in BARRED else ""
 
@@ -249,7 +256,7 @@ def way_back(trial: Trial, action: Any) -> str:
     """Nodes that a stranger has put somewhere may be found there, and go back there."""
     if not isinstance(action, actions.Assign) or not applies(trial, action):
         return ""
-    run, goal = trial.world.status.run, target_of(action.after)
+    run, goal = trial.world.status.run, goal_of(action)
     if run is None or goal in trial.ever_stable or goal in trial.found_on.values():
         return ""
     mine = entries_of_node(trial, action.node, action.uid, run.id)
@@ -262,7 +269,7 @@ def way_back(trial: Trial, action: Any) -> str:
 def joiners_get_the_stable(trial: Trial, action: Any) -> str:
     if not isinstance(action, actions.Assign) or action.before is not None or not applies(trial, action):
         return ""
-    goal, run = target_of(action.after), trial.world.status.run
+    goal, run = goal_of(action), trial.world.status.run
     stable = stable_then(trial)
     if goal == stable or stable is None:
         return ""
@@ -284,7 +291,7 @@ def verdict_is_stored(trial: Trial, action: Any) -> str:
     if not mine:
         return ""
     _, entry, result = mine[-1]
-    if target_of(action.after) != entry.back or entry.back == entry.to or action.before != entry.to:
+    if goal_of(action) != entry.back or entry.back == entry.to or action.before != entry.to:
         return ""
     return "" if result.state in FAILED else f"{action.node} is sent back, and its record says {result.state}"
 

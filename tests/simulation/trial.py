@@ -21,6 +21,7 @@ from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutSt
 from outrider.core import plan as actions
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Plan
+from outrider.core.revision import hash_target, joiners_id
 from outrider.core.rollout import plan_rollout
 from outrider.core.snapshot import Batch, Hindrance, RolloutSnapshot, Taint
 from outrider.core.states import BARRED, ONGOING
@@ -125,7 +126,7 @@ class World(Fleet):
             if isinstance(action, actions.CreateBatch):
                 yield action, partial(self._create, action.name, action.spec)
 
-    def _check_phase(self, before: str | None, after: str) -> None:
+    def _check_phase(self, before: str | None, after: str | None) -> None:
         """Leave it to the invariants: they know what was seen when the plan was made."""
 
     def _store(self, name: str) -> None:
@@ -222,7 +223,8 @@ class Trial:
             sim.node = replace(sim.node, labels={KEY: revision})
             sim.pods.append(SimPod(f"pod-of-{name}", revision, 0, "healthy", ready_since=START))
         world.finalizer = True
-        world.joiners = [world.joiners_of(revision)] if hasattr(world, "joiners_of") else [revision]
+        target = hash_target(world.spec.target)
+        world.join_sets[joiners_id(revision, target)] = revision, world.spec.target
         world.status = RolloutStatus.model_validate(
             {
                 "observedGeneration": 1,
@@ -235,7 +237,12 @@ class Trial:
                     "startedAt": "2026-01-01T00:00:00Z",
                     "nodes": len(world.nodes),
                 },
-                "revisions": {"stable": revision, "stableVersion": "1.0.0", "current": revision},
+                "revisions": {
+                    "stable": revision,
+                    "stableVersion": "1.0.0",
+                    "current": revision,
+                    "target": target,
+                },
             }
         )
         self.ever_stable.add(revision)
