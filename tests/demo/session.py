@@ -134,7 +134,7 @@ class Stage:
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self._cluster = cluster
         self._client = cluster.client()
-        self._bench = Bench(cluster, cluster.fake_nodes, folder)
+        self._bench = Bench(cluster, folder)
 
     def set(self) -> None:
         """Install Outrider, trust a key, publish two versions, make the nodes that the new one does not work on."""
