@@ -84,10 +84,16 @@ e2e: tools ## The tests on a real control plane
 	@$(BIN)/pytest -q tests/e2e $(KIND) $(ARGS)
 
 .PHONY: bench
-bench: tools ## Speed, writes and memory, each beside its yardstick (some 20 minutes)
+bench: tools ## Speed, writes and memory, each beside its yardstick (some 50 minutes)
 	@$(RUN) tests/bench/ingest.py
 	$(RUN) -m bench.catalogue
+	$(RUN) -m bench.planning
 	$(RUN) -m bench.rollout
+	$(RUN) -m bench.rollout --part window --nodes 5000 --rounds 1
+
+.PHONY: soak
+soak: tools ## 5,000 fake nodes, of which agents crash, nodes die and pods get lost at random (some 20 minutes)
+	@OUTRIDER_SOAK_NODES=5000 $(BIN)/pytest -q tests/e2e/test_scale.py -k at_random $(KIND) $(ARGS)
 
 ##@ Change it
 

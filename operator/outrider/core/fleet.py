@@ -51,7 +51,7 @@ def select_members(
     for node in nodes:
         if not is_targeted(target, node):
             continue
-        owner = next((claim.name for claim in claims if is_targeted(claim.target, node)), None)
+        owner = next((claim.name for claim in claims if is_targeted(claim.target, node)), None) if claims else None
         if owner is None:
             members.add(node.name)
         else:

@@ -52,6 +52,8 @@ _RESYNC_SECONDS = 300.0
 
 
 _ROLLOUT_RETRY_SECONDS = 15.0
+_ROLLOUT_SETTLE_SECONDS = 0.02
+"""Each node of a window waits twice for a pass: this is what its move takes longer than the moves of its pods."""
 _USAGE_SECONDS = 10.0
 
 
@@ -96,7 +98,9 @@ class Controller:
         )
         # A fleet in the middle of a move is never left alone for minutes, whatever failed.
         hasty = replace(settings.retry, maximum=min(settings.retry.maximum, _ROLLOUT_RETRY_SECONDS))
-        self._rollout_queue = WorkQueue("Rollout", self._timed("Rollout", self._one_rollout), hasty)
+        self._rollout_queue = WorkQueue(
+            "Rollout", self._timed("Rollout", self._one_rollout), hasty, settle_seconds=_ROLLOUT_SETTLE_SECONDS
+        )
         self._version_reconciler = VersionReconciler(
             cluster,
             self.versions,
