@@ -533,6 +533,11 @@ class When:
         """Somebody changes the Rollout's spec."""
         self._story.change_rollout(**spec)
 
+    def somebody_approves(self) -> None:
+        """Somebody approves the canary step that waits for it."""
+        asked = {f"{names.GROUP}/approve-requested-at": str(time.time_ns())}
+        self._story.client.merge(f"{self._story.rollouts}/{ROLLOUT}", {"metadata": {"annotations": asked}})
+
     def the_rollout_is_deleted(self, propagation: str = "Background") -> None:
         """Somebody deletes the Rollout, and it goes."""
         story = self._story

@@ -124,6 +124,16 @@ def canary(*steps: Object, **fields: Any) -> Object:
     return rollout(strategy={"type": "Canary", "canary": {"steps": list(steps)}, **fields})
 
 
+def placed(**fields: Any) -> Object:
+    """A Rollout whose canaries are where these fields say."""
+    return rollout(strategy={"type": "Canary", "canary": {"steps": [{"nodes": 1}], **fields}})
+
+
+def windowed(**fields: Any) -> Object:
+    """A Rollout with one window, whose fields are these."""
+    return rollout(windows=[{"start": "22:00", "end": "04:00", **fields}])
+
+
 QUERY: Object = {"address": "http://prometheus:9090", "query": "errors", "passWhen": "< 0.01"}
 
 
@@ -345,6 +355,15 @@ ACCEPTED = {
     "canary, then a window": canary({"nodes": 1}, rolling={"maxUnavailable": "10%"}),
     "canary, then rolling": canary({"nodes": 1, "soakSeconds": 60}, {"nodes": "10%"}, rolling={"batchSize": "20%"}),
     "all at once": rollout(strategy={"type": "Full", "full": {"maxInFlight": "50%"}, "failureTolerance": "5%"}),
+    "canaries by labels, spread over zones": placed(
+        nodeSelector={"matchLabels": {"lab": "yes"}}, spreadBy="topology.kubernetes.io/zone"
+    ),
+    "a step that needs an approval": canary({"nodes": 3, "requireApproval": True}),
+    "a window over midnight": windowed(days=["Mon", "Tue"], start="22:00", end="04:00", timeZone="Europe/Berlin"),
+    "a window of whole days": windowed(start="00:00", end="24:00"),
+    "a zone of three parts": windowed(timeZone="America/Argentina/Buenos_Aires"),
+    "no windows": rollout(windows=[]),
+    "a start": rollout(notBefore="2027-01-01T00:00:00Z", frozen=True),
     "some of health": rollout(health={"timeoutSeconds": 60}),
     "a check of the agent": rollout(health={"http": {"port": 8080}}),
     "all of a check of the agent": rollout(
@@ -671,6 +690,30 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "a canary step of 0 nodes": (canary({"nodes": 0}), AT_LEAST_ONE),
     "a canary step of 0%": (canary({"nodes": "0%"}), AT_LEAST_ONE),
     "a canary without steps": (canary(), "spec.strategy.canary.steps in body should have at least 1 items"),
+    "canaries where nothing is": (
+        placed(nodeSelector={}),
+        "an empty selector selects nothing; leave it out to allow canaries anywhere",
+    ),
+    "canaries spread over what is no label": (
+        placed(spreadBy="the zone"),
+        "write the key of a label of nodes, such as topology.kubernetes.io/zone",
+    ),
+    "a window without a length": (
+        windowed(start="22:00", end="22:00"),
+        "for whole days write start 00:00 and end 24:00",
+    ),
+    "a window that begins at the end of a day": (windowed(start="24:00"), "the next day begins at 00:00"),
+    "a window from a time that there is not": (windowed(start="22:60"), "write a time of day as HH:MM"),
+    "a window until an hour in words": (windowed(end="4am"), "write a time of day as HH:MM"),
+    "a window without a start": (rollout(windows=[{"end": "04:00"}]), "spec.windows[0].start: Required value"),
+    "a window on a day that there is not": (windowed(days=["Monday"]), 'supported values: "Mon", "Tue"'),
+    "a window on one day twice": (windowed(days=["Mon", "Mon"]), 'spec.windows[0].days[1]: Duplicate value: "Mon"'),
+    "a window in a zone by its offset": (
+        windowed(timeZone="UTC+01:00"),
+        "write the IANA name of a time zone, such as Europe/Berlin",
+    ),
+    "too many windows": (rollout(windows=[{"start": "22:00", "end": "04:00"}] * 21), "must have at most 20 items"),
+    "a start that is no time": (rollout(notBefore="tomorrow"), "spec.notBefore in body must be of type date-time"),
     "a negative soak": (canary({"nodes": 1, "soakSeconds": -1}), "should be greater than or equal to 0"),
     "nothing in flight": (rollout(strategy={"type": "Full", "full": {"maxInFlight": 0}}), AT_LEAST_ONE),
     "a tolerance over 100%": (rollout(strategy={"type": "Full", "failureTolerance": "200%"}), PERCENT),

@@ -13,6 +13,7 @@ from outrider.api.rollout import RolloutStatus, RunRecord
 from outrider.core import plan as actions
 from outrider.core import rollout
 from outrider.core.deletion import let_go
+from outrider.core.gates import keep_to_windows, wait_for_approval
 from outrider.core.judgement import judge_nodes
 from outrider.core.leavers import remove_leavers
 from outrider.core.moves import is_leaving
@@ -333,6 +334,67 @@ def a_run_completes_only_when_those_who_left_have_lost_their_agents() -> Check:
     return lambda: not the_run_is_about_to_complete(fleet, fleet.plan())
 
 
+CLOSED = [{"start": "12:00", "end": "13:00"}]
+"""The world begins at midnight."""
+
+
+def outside_the_windows_nobody_sets_out() -> Check:
+    fleet = updating(nodes_are_about_to_leave)
+    fleet.change(windows=CLOSED)
+    return lambda: fleet.plan().moves == ()
+
+
+def outside_the_windows_no_batch_starts() -> Check:
+    fleet = updating(the_second_batch_starts)
+    fleet.change(windows=CLOSED)
+    return lambda: new_batches(fleet.plan()) == []
+
+
+def a_node_that_failed_goes_back_outside_the_windows() -> Check:
+    fleet = failing_one(lambda _, plan: "Returning" in states(plan), "crash-loop")
+    fleet.change(windows=CLOSED)
+    return lambda: fleet.plan().moves != ()
+
+
+def asking(until: Callable[[Fleet, Plan], bool], nodes: int | str) -> Fleet:
+    """A fleet whose canary step has to be approved, in the moment before the first plan that fits is executed."""
+    fleet = Fleet(10, make_spec(strategy=ROLLING))
+    fleet.settle()
+    steps = [{"nodes": nodes, "requireApproval": True}]
+    fleet.change(version="1.1.0", strategy={"type": "Canary", "canary": {"steps": steps}})
+    for _ in range(500):
+        plan = fleet.plan()
+        if until(fleet, plan):
+            return fleet
+        fleet.execute(plan)
+        fleet.tick()
+    raise AssertionError("this moment never came")
+
+
+def is_asked(_: Fleet, plan: Plan) -> bool:
+    return plan.status.run is not None and plan.status.run.awaits_approval == 1
+
+
+def nothing_follows_a_step_that_nobody_approved() -> Check:
+    fleet = asking(is_asked, 1)
+    return lambda: new_batches(fleet.plan()) == []
+
+
+def a_run_does_not_end_with_a_step_that_nobody_approved() -> Check:
+    fleet = asking(is_asked, "100%")
+
+    def goes_on() -> bool:
+        run = fleet.plan().status.run
+        return run is not None and run.state == "Running"
+
+    return goes_on
+
+
+def an_approval_is_asked_for_only_when_the_step_is_healthy() -> Check:
+    fleet = asking(nodes_are_starting, 1)
+    return lambda: not is_asked(fleet, fleet.plan())
+
+
 ORDER: list[tuple[Policy, Policy, Callable[[], Check]]] = [
     (rollout.keep_time, judge_nodes, a_pause_at_the_deadline_stops_the_clock),
     (judge_nodes, let_go, verdicts_go_on_while_a_deleted_rollout_finishes),
@@ -353,6 +415,11 @@ ORDER: list[tuple[Policy, Policy, Callable[[], Check]]] = [
     (rollout.hold, rollout.start_next_batch, a_version_that_is_withdrawn_starts_no_batch),
     (rollout.hold, rollout.start_next_batch, a_missing_version_starts_no_batch),
     (rollout.hold, rollout.start_next_rollback_batch, a_pause_starts_no_batch_of_a_rollback),
+    (keep_to_windows, rollout.move_open_batches, outside_the_windows_nobody_sets_out),
+    (keep_to_windows, rollout.start_next_batch, outside_the_windows_no_batch_starts),
+    (rollout.wait_for_the_batch, wait_for_approval, an_approval_is_asked_for_only_when_the_step_is_healthy),
+    (wait_for_approval, rollout.start_next_batch, nothing_follows_a_step_that_nobody_approved),
+    (wait_for_approval, rollout.complete, a_run_does_not_end_with_a_step_that_nobody_approved),
     (rollout.send_failed_nodes_back, rollout.close_batches, a_failed_node_that_goes_back_keeps_its_batch_open),
     (rollout.close_batches, rollout.wait_for_the_batch, a_batch_ends_when_all_its_nodes_have_results),
     (rollout.move_open_batches, rollout.wait_for_the_batch, a_batch_that_was_stored_is_moved),
@@ -377,6 +444,10 @@ def test_the_order_of_two_policies(
     place = others.index(earlier)
     monkeypatch.setattr(rollout, "POLICIES", (*others[:place], later, *others[place:]))
     assert not holds(), f"{later.__name__} before {earlier.__name__} would do no harm: this story proves nothing"
+
+
+def test_a_node_that_failed_waits_for_no_window() -> None:
+    assert a_node_that_failed_goes_back_outside_the_windows()()
 
 
 def test_a_pause_beats_a_rollback() -> None:
