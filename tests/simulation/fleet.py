@@ -4,6 +4,7 @@ It executes plans as the operator does (records before moves, moves only if node
 the end of a plan as a crash would, and checks after every step what must never be otherwise.
 """
 
+import json
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,12 +15,13 @@ from outrider.adapters.clock import find_zone
 from outrider.api.checks import AnalysisVerdict
 from outrider.api.componentversion import Phase
 from outrider.api.names import ROLE_JOINERS, ROLE_REVISION, assignment_key
-from outrider.api.rollout import BatchNode, RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
+from outrider.api.rollout import BatchNode, RequestKind, RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
 from outrider.core import plan as actions
 from outrider.core.compatibility import VersionRules
 from outrider.core.fleet import Claim, carries_assignment, is_targeted, may_overlap, select_leavers, select_members
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Event, Plan
+from outrider.core.requests import nonce_of
 from outrider.core.revision import hash_target, joiners_id
 from outrider.core.rollout import plan_rollout
 from outrider.core.snapshot import (
@@ -30,10 +32,12 @@ from outrider.core.snapshot import (
     Neighbour,
     Node,
     Pod,
+    Request,
     RolloutSnapshot,
     VersionState,
 )
 from outrider.core.states import BARRED
+from outrider.core.work import is_for
 
 KEY = assignment_key("fleet", "agent")
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -111,7 +115,9 @@ class Fleet:
         self.revisions: dict[str, str] = {}
         self.rules: dict[str, VersionRules] = {}
         self.phases: dict[str, Phase | None] = {}
+        self.deleted_versions: set[str] = set()
         self.neighbours: dict[str, Neighbour] = {}
+        self.requests: dict[str, Request] = {}
         self.fresh_seconds: float | None = None
         self.registry_is_down = False
         self.verified: dict[str, datetime] = {}
@@ -157,6 +163,22 @@ class Fleet:
     def change(self, **changes: Any) -> None:
         self.spec = RolloutSpec.model_validate(self.spec.to_api() | changes)
         self.generation += 1
+
+    def ask(self, kind: RequestKind, by: str = "alice", **rollback: Any) -> str:
+        """Annotate the Rollout with a request that it has not seen yet; returns the nonce."""
+        self.serial += 1
+        nonce = f"nonce-{self.serial}"
+        value = json.dumps({"id": nonce, **rollback}) if kind == "rollback" else nonce
+        self.requests[kind] = Request(kind, value, by)
+        return nonce
+
+    def is_answered(self) -> bool:
+        """Tell whether every request has been answered."""
+        handled = self.status.last_handled
+        return all(
+            handled is not None and getattr(handled, request.kind) == nonce_of(request.kind, request.value)
+            for request in self.requests.values()
+        )
 
     def assignment(self, name: str) -> str | None:
         return self.nodes[name].node.labels.get(KEY)
@@ -231,10 +253,12 @@ class Fleet:
             joiners=tuple(self.join_sets),
             observing_since=self.observing_since,
             versions={
-                version: self.version_state(version) for version in {self.spec.version, *self.revisions.values()}
+                version: self.version_state(version)
+                for version in {self.spec.version, *self.revisions.values()} - self.deleted_versions
             },
             neighbours=self.neighbours,
             answers=tuple(self.answers.values()),
+            requests=tuple(self.requests.values()),
             verify_after=self.now - timedelta(seconds=self.fresh_seconds) if self.fresh_seconds is not None else None,
             without_agent_since=dict(self.without_agent_since),
             zones={window.time_zone: zone for window in self.spec.windows if (zone := find_zone(window.time_zone))},
@@ -494,7 +518,7 @@ def is_at_rest(fleet: Fleet) -> bool:
     wanted = f"{fleet.prefix}{fleet.spec.version}{fleet.variant}"
     return (
         run is not None
-        and run.revision == wanted
+        and is_for(run, wanted)
         and run.state != "Running"
         and not any(is_leaving(fleet.assignment(name)) for name in fleet.nodes)
         and fleet.plan().actions == ()

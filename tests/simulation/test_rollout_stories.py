@@ -255,7 +255,7 @@ def test_a_deleted_rollout_finishes_its_half_made_moves_and_leaves_the_agents() 
 
 
 def test_old_revisions_and_records_are_forgotten() -> None:
-    fleet = installed(3, runHistoryLimit=1)
+    fleet = installed(3, runHistoryLimit=1, revisionHistoryLimit=1)
     for minor in range(1, 5):
         fleet.change(version=f"1.{minor}.0")
         fleet.settle()

@@ -34,6 +34,9 @@ ANNOTATION_PLATFORMS: Final = f"{GROUP}/platforms"
 ANNOTATION_RECONCILE: Final = f"{GROUP}/reconcile-requested-at"
 """A nonce: when it changes, what failed is tried again at once."""
 
+ANNOTATION_ROLLBACK: Final = f"{GROUP}/rollback-requested"
+"""On a Rollout: {"id": "<nonce>", "run": 7, "batches": [2], "version": "1.3.0"}; see `request_annotations`."""
+
 ANNOTATION_RETEST: Final = f"{GROUP}/retest-requested-at"
 """A nonce on a ComponentVersion: when it changes, a version that is not published is tested again."""
 ANNOTATION_VERDICT: Final = f"{GROUP}/test-verdict"
@@ -106,6 +109,12 @@ def assignment_key(namespace: str, component: str) -> str:
     readable = f"{namespace}.{component}"[:52].rstrip("-._")
     digest = hashlib.sha256(f"{namespace}/{component}".encode()).hexdigest()[:10]
     return f"{ASSIGNMENT_PREFIX}{readable}-{digest}"
+
+
+def request_annotations(kind: str) -> tuple[str, str]:
+    """Return the annotations of a kind of request on a Rollout: the request, and who asks for it."""
+    asked = ANNOTATION_ROLLBACK if kind == "rollback" else f"{GROUP}/{kind}-requested-at"
+    return asked, f"{GROUP}/{kind}-requested-by"
 
 
 def trusted_keys_name(component: str) -> str:

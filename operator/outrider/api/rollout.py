@@ -356,9 +356,13 @@ class RolloutSpec(ApiModel):
     """How many ended runs, with their RolloutBatches, are kept."""
     adoption: Adoption | None = None
     """An existing DaemonSet to take over. Removing this changes nothing: what was taken over stays so."""
+    revision_history_limit: Annotated[int, Field(ge=0, le=20)] = 5
+    """How many revisions of completed runs are kept, so that a person may have nodes taken back to their versions."""
 
 
 RunKind = Literal["Rollout", "Rollback"]
+RunCause = Literal["SpecChanged", "Retried", "RunFailed", "Aborted", "Requested"]
+"""SpecChanged, Retried: of a Rollout. RunFailed, Aborted, Requested: of a Rollback."""
 RunState = Literal["Running", "Paused", "Succeeded", "PartiallySucceeded", "Failed", "RolledBack", "Superseded"]
 """Running: batches are made. Paused: over the tolerance with onFailure Pause. The others are results."""
 
@@ -380,21 +384,39 @@ class RunStatus(ApiModel):
     id: int
     """Its number within the Rollout; numbers are never reused."""
     kind: RunKind
-    """Rollout: to what the spec wants. Rollback: the nodes of a failed run back to what each came from."""
+    """Rollout: to what the spec wants. Rollback: the nodes of a run back to what each came from, or was named."""
+    cause: RunCause = "SpecChanged"
+    """Why it started."""
     state: RunState
     """Running and Paused go on; the others are results."""
     version: str
-    """The version that it brings."""
+    """The version that it is about: brought by a Rollout, taken away by a Rollback."""
+    from_version: str = ""
+    """The version that nodes leave: what was stable, or for a Rollback the one that is taken away."""
+    to_version: str = ""
+    """The version that nodes get. For a Rollback: what they came from, or what was named; `several` or `none` too."""
     revision: str
     """The revision that it brings (for a Rollback: the one that it takes away)."""
     from_revision: str | None = None
     """The stable revision when it started."""
+    to_revision: str | None = None
+    """For a Rollback to a named version: the revision that nodes get."""
     of_run: int | None = None
     """For a Rollback: the run that it takes back."""
+    of_batches: Annotated[list[int], Field(max_length=100, json_schema_extra=ATOMIC_LIST)] = []
+    """For a Rollback by request: the batches of that run that it takes back; empty for all."""
+    holds: str | None = None
+    """For a Rollback by request: the revision that the spec wanted. Nothing starts as long as it wants that."""
     started_at: Time
     """When it started."""
     started_by: str = ""
-    """Who changed the spec last before it started: the field manager that owns spec.version."""
+    """Who caused it: who asked for it, or the field manager that owns spec.version, or `outrider`."""
+    requested_by: str | None = None
+    """Who asked for it by an annotation, if somebody did."""
+    aborted_by: str | None = None
+    """Who asked to abort it, if somebody did."""
+    retry_by: str | None = None
+    """Who asked to retry after it: a complete new run starts as soon as nothing hinders it."""
     finished_at: Time | None = None
     """When it ended."""
     nodes: int = 0
@@ -439,12 +461,30 @@ class RunRecord(ApiModel):
     """Its number."""
     kind: RunKind
     """Rollout or Rollback."""
+    cause: RunCause = "SpecChanged"
+    """Why it started."""
     version: str
-    """The version that it brought (for a Rollback: took away)."""
+    """The version that it was about: brought by a Rollout, taken away by a Rollback."""
+    from_version: str = ""
+    """The version that nodes left."""
+    to_version: str = ""
+    """The version that nodes got."""
     revision: str
-    """The revision likewise."""
+    """The revision of `version`."""
+    from_revision: str | None = None
+    """The stable revision when it started."""
+    of_run: int | None = None
+    """For a Rollback: the run that it took back."""
+    of_batches: Annotated[list[int], Field(max_length=100, json_schema_extra=ATOMIC_LIST)] = []
+    """For a Rollback by request: the batches of that run; empty for all."""
+    started_by: Annotated[str, Field(max_length=253)] = ""
+    """Who caused it."""
+    requested_by: Annotated[str, Field(max_length=253)] | None = None
+    """Who asked for it by an annotation, if somebody did."""
+    approvals: Annotated[list[Approval], Field(max_length=20, json_schema_extra=ATOMIC_LIST)] = []
+    """The canary steps that were approved, by whom and when."""
     result: RunState
-    """How it ended."""
+    """How it ended. RolledBack: nodes were taken back afterwards, all or as many as could be."""
     started_at: Time
     """When it started."""
     finished_at: Time
@@ -463,11 +503,23 @@ class RunRecord(ApiModel):
     """Why it ended so, if it did not complete."""
 
 
+class CompletedRevision(ApiModel):
+    """A revision that a completed run brought, and that is kept."""
+
+    revision: Annotated[str, Field(max_length=63)]
+    """The revision."""
+    version: Annotated[str, Field(max_length=63)]
+    """Its version."""
+    run: int
+    """The last completed run that brought it."""
+
+
 class Revisions(ApiModel):
     """The revisions that matter now."""
 
     stable: str | None = None
-    """The revision of the last run that completed: what joining nodes get, and what failed ones return to."""
+    """The revision of the last run that completed and was not taken back: what joining nodes get, and what failed ones
+    return to."""
     stable_version: str | None = None
     """Its version."""
     current: str | None = None
@@ -475,6 +527,42 @@ class Revisions(ApiModel):
     target: str | None = None
     """The hash of the target whose nodes are all known. While it is another than that of spec.target, that was edited:
     nodes without an assignment are then no joiners, but moved in batches."""
+    completed: Annotated[list[CompletedRevision], Field(max_length=20, json_schema_extra=ATOMIC_LIST)] = []
+    """The last revisions that completed runs brought, newest first: what a person may have nodes taken back to."""
+
+
+RequestKind = Literal["approve", "abort", "retry", "rollback", "reconcile"]
+"""What a person may ask for by an annotation."""
+
+
+class LastHandled(ApiModel):
+    """For each kind of request the nonce of the last one that was answered."""
+
+    approve: Annotated[str, Field(max_length=128)] | None = None
+    """Of outrider.dev/approve-requested-at."""
+    abort: Annotated[str, Field(max_length=128)] | None = None
+    """Of outrider.dev/abort-requested-at."""
+    retry: Annotated[str, Field(max_length=128)] | None = None
+    """Of outrider.dev/retry-requested-at."""
+    rollback: Annotated[str, Field(max_length=128)] | None = None
+    """The `id` in outrider.dev/rollback-requested."""
+    reconcile: Annotated[str, Field(max_length=128)] | None = None
+    """Of outrider.dev/reconcile-requested-at."""
+
+
+class RefusedRequest(ApiModel):
+    """A request that could not be met."""
+
+    request: RequestKind
+    """What was asked for."""
+    nonce: Annotated[str, Field(max_length=128)]
+    """Which one, as in lastHandled."""
+    by: Annotated[str, Field(max_length=253)] = ""
+    """Who asked."""
+    at: Time
+    """When it was refused."""
+    message: Annotated[str, Field(max_length=512)]
+    """Why, and what to do."""
 
 
 AdoptionState = Literal["Adopting", "Adopted", "GivingBack", "GivenBack", "Refused", "Gone"]
@@ -573,6 +661,10 @@ class RolloutStatus(ApiModel):
     """Ended runs, newest first."""
     adoption: AdoptionStatus | None = None
     """The DaemonSet that is taken over; absent without one."""
+    last_handled: LastHandled | None = None
+    """Which requests were answered."""
+    last_refused: RefusedRequest | None = None
+    """The last request that was refused, until one of its kind is met."""
     conditions: Conditions = []
     """Ready, Reconciling, Stalled, Progressing, Paused, Degraded, RolledBack, AdoptionReverted."""
 
@@ -597,11 +689,21 @@ ROLLOUT_RULES: list[dict[str, Any]] = [
 
 
 NodeState = Literal[
-    "Pending", "Stopping", "Downloading", "Starting", "Succeeded", "Failed", "Returning", "RolledBack", "Skipped"
+    "Pending",
+    "Stopping",
+    "Downloading",
+    "Starting",
+    "Succeeded",
+    "Failed",
+    "Returning",
+    "RolledBack",
+    "Retrying",
+    "Skipped",
 ]
 """Pending: not touched yet. Stopping: the old agent ends. Downloading: the artifact is pulled and verified. Starting:
 the agent starts and has to become healthy. Succeeded, Failed, RolledBack (failed, and healthy again on what it came
-from) and Skipped are results; Returning is a failed node on its way back."""
+from) and Skipped are results; Returning is a failed node on its way back, Retrying one that goes back in order to be
+tried again."""
 
 
 class BatchNode(ApiModel):
@@ -636,6 +738,10 @@ class RolloutBatchSpec(ApiModel):
     """What is done with the nodes: brought to a revision, or rid of the agent because they left the fleet."""
     version: Annotated[str, Field(max_length=48)]
     """The run's version."""
+    from_version: Annotated[str, Field(max_length=48)] = ""
+    """The version that its nodes leave; `several` if there are more, `none` without."""
+    to_version: Annotated[str, Field(max_length=48)] = ""
+    """The version that its nodes get, likewise."""
     batch: int
     """The batch's number in the run, from 1; in a window every RolloutBatch has its own."""
     page: int = 1

@@ -13,7 +13,8 @@ from outrider.core.moves import leaving
 from outrider.core.probes import is_asked
 from outrider.core.snapshot import Batch, Hindrance, Node
 from outrider.core.states import FAILED, ONGOING, RESULTS
-from outrider.core.work import Work, same_node, why_skip
+from outrider.core.takeback import revisions_left, why_left
+from outrider.core.work import Work, is_requested, same_node, why_skip
 
 
 def judge_nodes(work: Work) -> None:
@@ -128,9 +129,13 @@ def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) 
     assignment = work.assignment(node)
     if result.state in FAILED:
         return _judge_return(work, entry, result, node)
-    untouched = result.state in {"Pending", "Stopping"} and entry.origin != entry.to
+    if result.state == "Retrying":
+        return _judge_retry(work, entry, result, node)
+    # A node that is taken back by request and is there already has moved on: it is judged by that, not by its pods.
+    goes = entry.origin != entry.to or (result.state == "Pending" and work.run is not None and is_requested(work.run))
+    untouched = result.state in {"Pending", "Stopping"} and goes
     if untouched and assignment == (entry.origin or None):
-        return _judge_untouched(work, batch, result, node)
+        return _judge_untouched(work, batch, entry, result, node)
     if assignment not in {entry.to, leaving(entry.to)}:
         return with_state(
             work, result, "Skipped", "AssignmentChanged", f"somebody set the node's assignment to {assignment}"
@@ -159,14 +164,20 @@ def _judge_absent(work: Work, result: NodeResult) -> NodeResult:
     return with_state(work, result, "Failed", "NodeGone", "the node was deleted before its agent was healthy")
 
 
-def _judge_untouched(work: Work, batch: Batch, result: NodeResult, node: Node) -> NodeResult:
+def _judge_untouched(work: Work, batch: Batch, entry: BatchNode, result: NodeResult, node: Node) -> NodeResult:
     """Judge a node that still has the assignment that it had when its batch was made."""
-    if batch.spec.kind == "Rollout":  # a rollback skips nobody: a dead node must not come back with what failed
+    run = work.run
+    if batch.spec.kind == "Rollout":
         skip = why_skip(work, node)
         if node.name not in work.seen.members:
             skip = "LeftTarget", "the node does not belong to spec.target any more"
         if skip is not None:
             return with_state(work, result, "Skipped", *skip)
+    elif run is not None and is_requested(run):
+        leaves = revisions_left(work, of_run=run.of_run or 0, batches=run.of_batches, revision=run.revision)
+        if (stays := why_left(work, node, entry.to, leaves)) is not None:
+            return with_state(work, result, "Skipped", *stays)
+    # Else a rollback skips nobody: a dead node must not come back with what failed.
     if result.state == "Pending":
         return result
     # Its move was planned and the patch was not made: tried again, but not for ever.
@@ -257,6 +268,23 @@ def _judge_return(work: Work, entry: BatchNode, result: NodeResult, node: Node) 
                 }
             )
         work.wakes.append(deadline)
+    return result
+
+
+def _judge_retry(work: Work, entry: BatchNode, result: NodeResult, node: Node) -> NodeResult:
+    """Judge a failed node that goes back first, because a person has asked to try it again: is it there?"""
+    if work.assignment(node) == entry.back:
+        verdict = judge_pods(work.pods(node.name), entry.back, work.seen.spec.health, work.seen.now)
+        if entry.back == ASSIGNMENT_NONE or verdict.state == "Healthy":
+            return with_state(work, result, "Skipped", "Retried", result.message)
+        if verdict.wake_at is not None:
+            work.wakes.append(verdict.wake_at)
+    # If it does not become healthy there either, that is no reason not to try it again: it was asked for.
+    deadline = since_observed(work, result.started_at or work.seen.now)
+    deadline += timedelta(seconds=work.seen.spec.health.timeout_seconds)
+    if work.assignment(node) == entry.back and work.seen.now >= deadline:
+        return with_state(work, result, "Skipped", "Retried", result.message)
+    work.wakes.append(max(deadline, work.seen.now + timedelta(seconds=1)))
     return result
 
 

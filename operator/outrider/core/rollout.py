@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE
-from outrider.api.rollout import RolloutBatchStatus, RunState
+from outrider.api.rollout import CompletedRevision, RolloutBatchStatus, RunState
 from outrider.core import adoption, window
 from outrider.core import batches as arithmetic
 from outrider.core.adoption import give_back, start_next_give_back_batch, take_over
 from outrider.core.analysis import ask_analyses, hear_answers, wait_for_analyses, why_analysis_failed
-from outrider.core.canary import may_be_canary, spread_canaries, why_no_canary
+from outrider.core.canary import spread_canaries, why_no_canary
 from outrider.core.counts import count_agents
 from outrider.core.deletion import let_go
 from outrider.core.fleet import is_excluded
@@ -42,9 +42,10 @@ from outrider.core.plan import (
     WriteBatch,
 )
 from outrider.core.probes import probe_agents
+from outrider.core.requests import answer_requests
 from outrider.core.rollout_status import Tally, build_status, tell_changes
-from outrider.core.runs import end_run, finish_run, start_run
-from outrider.core.selection import create_batch, create_batches, next_size, remaining_nodes
+from outrider.core.runs import end_run, finish_run, known_revisions, start_run
+from outrider.core.selection import choose_candidates, create_batch, create_batches, next_size, remaining_nodes
 from outrider.core.snapshot import Batch, Node, RolloutSnapshot
 from outrider.core.standing import (
     find_deadlock,
@@ -55,6 +56,7 @@ from outrider.core.standing import (
     tell_required_returns,
 )
 from outrider.core.states import COMPLETED, FAILED, NOT_BROUGHT, ONGOING, UNDECIDED
+from outrider.core.takeback import result_of, start_next_batch_back
 from outrider.core.welcome import mark_entrants, welcome_joiners
 from outrider.core.work import (
     Work,
@@ -63,7 +65,10 @@ from outrider.core.work import (
     find_phase,
     is_barred,
     is_direct,
+    is_for,
+    is_requested,
     move,
+    name_versions,
     same_node,
     why_skip,
 )
@@ -83,6 +88,9 @@ def plan_rollout(seen: RolloutSnapshot) -> Plan:
         history=list(seen.status.history),
         last_failure=seen.status.last_failure,
         target=revisions.target if revisions else None,
+        completed=known_revisions(seen.status),
+        last_handled=seen.status.last_handled,
+        last_refused=seen.status.last_refused,
     )
     work.hindrance = seen.hindrance or find_version_hindrance(work)
     adoption.begin(work)
@@ -110,13 +118,15 @@ def keep_time(work: Work) -> None:
 def decide_failure(work: Work) -> None:
     """Have more nodes failed than tolerated, has an analysis, or is the version Revoked? Then the run is over."""
     run = work.run
-    if run is None or run.state not in ONGOING or is_direct(run):
+    if run is None or run.state not in ONGOING or run.kind == "Rollback" or (is_direct(run) and not run.aborted_by):
         return
     revoked = find_phase(work, run.revision) == "Revoked"
     verdict = f"{work.seen.spec.component}-{run.version} is Revoked" if revoked else why_over_tolerance(work, run)
     reason = "VersionRevoked" if revoked else "FailureToleranceExceeded"
     if not verdict and (analysis := why_analysis_failed(work, run)) is not None:
         reason, verdict = analysis
+    if run.aborted_by is not None:
+        reason, verdict = "RunAborted", f"aborted by {run.aborted_by}"
     if revoked and (work.seen.spec.on_failure == "Pause" or work.spec_paused):
         _turn_back(work)
     if not verdict or (run.state == "Paused" and work.seen.spec.on_failure == "Pause"):
@@ -132,11 +142,21 @@ def decide_failure(work: Work) -> None:
         return
     if work.spec_paused:
         return  # the rollback is a move too: it waits for the pause to end
-    work.say("Warning", "RollingBack", f"Run {run.id} to {run.version} failed: {verdict}. Taking back what it moved")
+    ended = f"was {verdict}" if run.aborted_by else f"failed: {verdict}"
+    work.say("Warning", "RollingBack", f"Run {run.id} to {run.version} {ended}. Taking back what it moved")
     work.update_run(reason=reason)
     end_run(work, "RolledBack", verdict)
     backs = {entry.back for _, entry, _ in work.entries()}
-    start_run(work, kind="Rollback", version=run.version, revision=run.revision, of_run=run.id)
+    start_run(
+        work,
+        kind="Rollback",
+        cause="Aborted" if run.aborted_by else "RunFailed",
+        by=run.aborted_by,
+        version=run.version,
+        revision=run.revision,
+        to_version=name_versions(work, backs),
+        of_run=run.id,
+    )
     # Asked for, not waited for: what was verified before may come back, unless this shows that it is Withdrawn.
     request_verification(work, [work.seen.revisions[back] for back in backs if back in work.seen.revisions])
     work.ended = True
@@ -157,7 +177,7 @@ def _turn_back(work: Work) -> None:
 def supersede(work: Work) -> None:
     """Does the spec want another revision than the run brings? Then a new run starts, once nothing hinders it."""
     seen, run = work.seen, work.run
-    if run is not None and run.revision == seen.wanted:
+    if run is not None and is_for(run, seen.wanted):
         return
     if work.hindrance is not None or work.spec_paused:
         return
@@ -189,7 +209,15 @@ def supersede(work: Work) -> None:
             )
         superseded = f"given up, because the Rollout now wants {wish}" if ended == "Superseded" else ""
         end_run(work, ended, superseded)
-    start_run(work, kind="Rollout", version=seen.spec.version, revision=seen.wanted)
+    retry_by = run.retry_by if run is not None else None
+    start_run(
+        work,
+        kind="Rollout",
+        cause="Retried" if retry_by else "SpecChanged",
+        by=retry_by,
+        version=seen.spec.version,
+        revision=seen.wanted,
+    )
     work.ended = True
 
 
@@ -213,11 +241,14 @@ def send_failed_nodes_back(work: Work) -> None:
     if not work.is_active:
         return
     broken: list[tuple[Node, str]] = []
-    for batch, entry, result in list(work.entries({"Failed"})):
+    for batch, entry, result in list(work.entries({"Failed", "Retrying"})):
         if result.reason in {"NodeGone", "ReturnFailed"} or entry.back == entry.to:
             continue
         node = same_node(work, entry)
         if node is None or work.assignment(node) == entry.back or is_excluded(node):
+            continue
+        if result.state == "Retrying":
+            move(work, node, entry.back)
             continue
         if is_barred(work, entry.back) and work.assignment(node) != leaving(entry.back):
             continue  # it stays failed where it is, until what it came from may be used again
@@ -371,8 +402,7 @@ def start_next_batch(work: Work) -> None:
         return
     if run.state != "Running":
         run = reopen(work)  # nodes that were away when the run completed, or came since, form a late batch of it
-    step, size = next_size(work, run)
-    candidates = movable if not step or revision == work.stable else [n for n in movable if may_be_canary(work, n)]
+    step, size, movable, candidates = choose_candidates(work, run, movable)
     if not candidates:
         work.waiting = why_no_canary(work, step)
         work.gate = work.waiting.message
@@ -399,6 +429,9 @@ def start_next_rollback_batch(work: Work) -> None:
     """Which nodes of the failed run have not been taken back yet? Failed ones first, in batches, without canary."""
     run, seen = work.run, work.seen
     if run is None or run.kind != "Rollback" or run.state != "Running" or adoption.is_giving_back(run.revision):
+        return
+    if is_requested(run):
+        start_next_batch_back(work, run)
         return
     _, size = next_size(work, run)
     if not size:
@@ -450,6 +483,17 @@ def complete(work: Work) -> None:
         return
     states = work.states()
     total, failed = states.total(), sum(states[state] for state in FAILED)
+    if is_requested(run):
+        outcome, counts = result_of(work)
+        finish_run(work, outcome)
+        work.say(
+            "Warning",
+            "RolledBack",
+            f"Run {run.id}, asked for by {run.requested_by}, took nodes of run {run.of_run} from {run.version} to "
+            f"{run.to_version}: {counts}. The Rollout holds until spec.version, spec.template or spec.delivery "
+            "changes, or somebody asks to retry",
+        )
+        return
     if run.kind == "Rollback":
         result: RunState = "Succeeded"
         if failed:
@@ -478,6 +522,8 @@ def complete(work: Work) -> None:
         return
     finish_run(work, "PartiallySucceeded" if failed else "Succeeded")
     work.stable, work.stable_version = run.revision, run.version
+    others = [one for one in work.completed if one.revision != run.revision]
+    work.completed = [CompletedRevision(revision=run.revision, version=run.version, run=run.id), *others]
     note = f", {failed} failed within the tolerance" if failed else ""
     note += f", {states['Skipped']} left out" if states["Skipped"] else ""
     running = count_agents(work.seen).updated
@@ -491,9 +537,13 @@ def forget(work: Work) -> None:
     seen = work.seen
     limit = seen.spec.run_history_limit
     del work.history[limit:]
-    kept = {record.id for record in work.history} | ({work.run.id} if work.run else set())
+    del work.completed[seen.spec.revision_history_limit :]
+    kept = {record.id for record in work.history}
     # The DaemonSet that was taken over is its owner's.
-    needed = {ASSIGNMENT_LEGACY, seen.wanted, work.stable, work.run.revision if work.run else None}
+    needed = {ASSIGNMENT_LEGACY, seen.wanted, work.stable, *(one.revision for one in work.completed)}
+    if (run := work.run) is not None:
+        kept |= {run.id, run.of_run or run.id}
+        needed |= {run.revision, run.from_revision, run.to_revision}
     for batch in seen.batches:
         if batch.spec.run not in kept:
             work.clean_up.append(DeleteBatch(batch.name))
@@ -511,6 +561,7 @@ POLICIES: tuple[Policy, ...] = (
     hear_answers,  # an answer is recorded before anybody acts on it
     let_go,  # a deleted Rollout starts nothing, not even a rollback
     take_over,  # before any move: what a DaemonSet that was taken over has lost is put back
+    answer_requests,  # what people ask for comes before what follows by itself: an abort ends the run that they saw
     decide_failure,  # over the tolerance, or Revoked, nothing new starts, whatever the spec now says
     give_back,  # who gives the DaemonSet back wants no run to anything else
     supersede,  # another wish ends the run before it starts one more batch
@@ -554,7 +605,8 @@ def _find_goals(work: Work, between: Mapping[str, Node]) -> dict[tuple[str, str]
     run = work.run
     if run is None:
         return goals
-    if run.kind == "Rollback":
+    # By request only named nodes go back, and to where they were named: the others arrive.
+    if run.kind == "Rollback" and not is_requested(run):
         for batch in work.run_batches(run.of_run):
             for entry in batch.spec.nodes:
                 if entry.name in between:
@@ -565,7 +617,8 @@ def _find_goals(work: Work, between: Mapping[str, Node]) -> dict[tuple[str, str]
         results = work.results[batch.name]
         for entry in batch.spec.nodes:
             if entry.name in between and (state := results[entry.name].state) not in {"Skipped", "RolledBack"}:
-                goals[entry.name, entry.uid] = entry.back if state in FAILED else entry.to
+                returns = state in FAILED or state == "Retrying"
+                goals[entry.name, entry.uid] = entry.back if returns else entry.to
     return goals
 
 
@@ -656,6 +709,9 @@ def _assemble(work: Work) -> Plan:
         obstacle=work.obstacle,
         adoption=work.adoption,
         deadlock=work.deadlock,
+        completed=work.completed,
+        last_handled=work.last_handled,
+        last_refused=work.last_refused,
     )
     if tally.agents.wake_at is not None:
         work.wakes.append(tally.agents.wake_at)

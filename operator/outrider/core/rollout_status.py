@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from outrider.api.names import ASSIGNMENT_LEGACY
 from outrider.api.rollout import (
     AdoptionStatus,
+    CompletedRevision,
     LastFailure,
+    LastHandled,
+    RefusedRequest,
     Revisions,
     RolloutStatus,
     RunningVersion,
@@ -21,7 +24,8 @@ from outrider.core.failures import Entry, find_failure, name_failures
 from outrider.core.moves import target_of
 from outrider.core.plan import Event
 from outrider.core.snapshot import Hindrance, RolloutSnapshot
-from outrider.core.states import BARRED, COMPLETED, FAILED
+from outrider.core.states import BARRED, COMPLETED, FAILED, ONGOING
+from outrider.core.work import is_for, is_requested
 
 MAX_VERSIONS = 10
 """So many of the versions that run are listed."""
@@ -76,6 +80,9 @@ def build_status(
     obstacle: Hindrance | None,
     adoption: AdoptionStatus | None = None,
     deadlock: Hindrance | None = None,
+    completed: Sequence[CompletedRevision] = (),
+    last_handled: LastHandled | None = None,
+    last_refused: RefusedRequest | None = None,
 ) -> RolloutStatus:
     """Return the status that tells what is true now.
 
@@ -105,12 +112,16 @@ def build_status(
         phase=phase,
         nodes=len(seen.members),
         run=run,
-        revisions=Revisions(stable=stable, stable_version=stable_version, current=seen.wanted, target=target),
+        revisions=Revisions(
+            stable=stable, stable_version=stable_version, current=seen.wanted, completed=list(completed), target=target
+        ),
         running=", ".join(f"{each.version}: {each.nodes}" for each in running[:3]) + (", …" if running[3:] else ""),
         versions=running[:MAX_VERSIONS],
         failed=len(failed),
         failures=name_failures(failed),
         last_failure=last_failure,
+        last_handled=last_handled,
+        last_refused=last_refused,
         history=list(history),
         adoption=adoption,
         conditions=merge_conditions(seen.status.conditions, findings, seen.generation, seen.now),
@@ -147,7 +158,7 @@ _TELL_OF_STALLING = frozenset({"RunPaused", "RolledBack", "RunFailed"})
 
 
 def _count(seen: RolloutSnapshot, run: RunStatus, tally: Tally, gate: str) -> RunStatus:
-    moving = tally.count({"Pending", "Stopping", "Downloading", "Starting"})
+    moving = tally.count({"Pending", "Stopping", "Downloading", "Starting", "Retrying"})
     expected = max(run.batches, 1) if run.state == "Running" else run.batches
     if run.kind == "Rollout" and run.state == "Running":
         direct = run.revision == run.from_revision
@@ -221,20 +232,23 @@ def _judge(view: _View) -> tuple[str, list[Finding]]:
         return phase
 
     holds_after_rollback = (
-        run is not None and run.kind == "Rollback" and run.state != "Running" and run.revision == seen.wanted
+        run is not None and run.kind == "Rollback" and run.state not in ONGOING and is_for(run, seen.wanted)
     )
     ended = _why_ended(seen, run, view.history) or "FailureToleranceExceeded"
+    if run is not None and is_requested(run) and not run.reason:
+        ended = "RollbackRequested"
     if seen.deleting:
         phase = conclude("Deleting", False, "Deleting", gate, stalled=False, busy=True)
     elif run is not None and run.kind == "Rollback" and run.state == "Running":
         reason, message = _tell_rollback(view, run)
+        stalled = obstacle is not None and obstacle.stalled
         phase = conclude(
-            "Stalled" if obstacle is not None else "RollingBack",
+            "Stalled" if stalled else "RollingBack",
             False,
             reason,
             message,
-            stalled=obstacle is not None,
-            busy=obstacle is None,
+            stalled=stalled,
+            busy=not stalled,
         )
     elif holds_after_rollback:
         assert run is not None  # noqa: S101 - said by the condition above
@@ -242,7 +256,8 @@ def _judge(view: _View) -> tuple[str, list[Finding]]:
         findings.append(Finding("RolledBack", "True", ended, message))
         phase = conclude("RolledBack", False, "RolledBack", message, stalled=True, busy=False)
     elif run is not None and run.state == "Paused":
-        message = f"run {run.id} to {run.version} stopped: {run.message}. {_how_to_go_on(seen)}. {_tell_versions(view)}"
+        what = f"run {run.id} to {run.to_version or run.version} stopped: {run.message}"
+        message = f"{what}. {_how_to_go_on(seen)}. {_tell_versions(view)}"
         findings.append(Finding("Paused", "True", ended, message))
         phase = conclude("Stalled", False, ended, message, stalled=True, busy=False)
     elif (stop := hindrance or obstacle) is not None and (stop.stalled or not _has_completed(view)):
@@ -255,7 +270,7 @@ def _judge(view: _View) -> tuple[str, list[Finding]]:
             stalled=stop.stalled,
             busy=not stop.stalled and not arrived,
         )
-    elif run is None or run.revision != seen.wanted or run.state == "Running":
+    elif run is None or not is_for(run, seen.wanted) or run.state == "Running":
         message = progress + (f"; {gate}" if gate else "")
         phase = conclude("Progressing", False, "Progressing", message, stalled=False, busy=True)
     elif run.state == "Failed":
@@ -289,16 +304,16 @@ def _tell_freeze(seen: RolloutSnapshot, findings: Sequence[Finding]) -> list[Fin
 
 def _why_ended(seen: RolloutSnapshot, run: RunStatus | None, history: Sequence[RunRecord]) -> str:
     """Return the reason for which the newest run, or the one that it takes back, was ended; "" if none was noted."""
-    if run is None:
-        return ""
+    if run is None or run.reason == "RunAborted":
+        return run.reason if run is not None else ""
     if seen.phase_of(run.revision) == "Revoked":
         return "VersionRevoked"
-    return next((record.reason for record in history if record.id == run.of_run), run.reason)
+    return run.reason or next((record.reason for record in history if record.id == run.of_run), "")
 
 
 def _has_completed(view: _View) -> bool:
     run = view.run
-    return run is not None and run.revision == view.seen.wanted and run.state in COMPLETED and run.kind == "Rollout"
+    return run is not None and is_for(run, view.seen.wanted) and run.state in COMPLETED and run.kind == "Rollout"
 
 
 def _tell_rollback(view: _View, run: RunStatus) -> tuple[str, str]:
@@ -357,17 +372,37 @@ def _why_taken_back(view: _View, run: RunStatus) -> str:
 
 def _tell_rolling_back(view: _View, run: RunStatus) -> str:
     if view.obstacle is not None:
-        return f"run {run.of_run} to {run.version} failed and is taken back: {view.obstacle.message}"
+        return f"{_tell_taken_back(view, run)}: {view.obstacle.message}"
     back = f"{_count_nodes(run.healthy)} back, {run.pending} on the way"
     if run.failed:
         back += f", {run.failed} failed"
-    return (
-        f"run {run.of_run} to {run.version} failed: {_why_taken_back(view, run)}. Run {run.id} takes it back: {back}"
-        + (f"; {view.gate}" if view.gate else "")
-    )
+    if is_requested(run):
+        told = f"{_tell_taken_back(view, run)}: {back}"
+    else:
+        why = _why_taken_back(view, run)
+        told = f"run {run.of_run} to {run.version} failed: {why}. Run {run.id} takes it back: {back}"
+    return told + (f"; {view.gate}" if view.gate else "")
+
+
+def _tell_taken_back(view: _View, run: RunStatus) -> str:
+    if not is_requested(run):
+        return f"run {run.of_run} to {run.version} failed and is taken back"
+    what = f"{_tell_batches(run)}run {run.of_run}"
+    return f"run {run.id} takes {what} back from {run.version} to {run.to_version}, as {run.requested_by} asked"
+
+
+def _tell_batches(run: RunStatus) -> str:
+    return f"batch {', '.join(map(str, run.of_batches))} of " if run.of_batches else ""
 
 
 def _tell_rolled_back(view: _View, run: RunStatus) -> str:
+    if is_requested(run):
+        left = f", {run.skipped} left out" if run.skipped else ""
+        return (
+            f"run {run.id}, asked for by {run.requested_by}, took {_tell_batches(run)}run {run.of_run} back from "
+            f"{run.version} to {run.to_version}: {_count_nodes(run.healthy)} back, {run.failed} failed{left}. "
+            f"{_how_to_go_on(view.seen)}. {_tell_versions(view)}"
+        )
     return (
         f"run {run.of_run} to {run.version} failed: {_why_taken_back(view, run)}. Run {run.id} took it back: "
         f"{_count_nodes(run.healthy)} back, {run.failed} failed. {_how_to_go_on(view.seen)}. {_tell_versions(view)}"

@@ -5,14 +5,21 @@ from collections.abc import Callable, Iterable, Sequence
 from outrider.api.names import batch_name
 from outrider.api.rollout import BatchNode, BatchPurpose, RolloutBatchSpec, RunStatus
 from outrider.core import batches as arithmetic
-from outrider.core.canary import last_step
+from outrider.core.canary import last_step, may_be_canary
 from outrider.core.membership import is_joiner, waits_for_a_run
-from outrider.core.moves import is_leaving
+from outrider.core.moves import is_leaving, target_of
 from outrider.core.plan import CreateBatch
 from outrider.core.snapshot import Node
 from outrider.core.states import COMES_BACK
 from outrider.core.window import count_to_record, rolls_in_a_window
-from outrider.core.work import Work, count_between_elsewhere, is_direct, revision_to_return_to, why_skip
+from outrider.core.work import (
+    Work,
+    count_between_elsewhere,
+    is_direct,
+    name_versions,
+    revision_to_return_to,
+    why_skip,
+)
 
 
 def remaining_nodes(work: Work) -> list[Node]:
@@ -46,6 +53,19 @@ def remaining_nodes(work: Work) -> list[Node]:
     return remaining
 
 
+def nodes_to_retry(work: Work, nodes: Iterable[Node]) -> dict[str, int]:
+    """Return the names of those nodes that a person has asked to try again, each with the canary step (0: none)."""
+    steps = arithmetic.canary_steps(work.seen.spec)
+    again = {
+        (entry.name, entry.uid): batch.spec.step if batch.spec.step <= steps else 0
+        for batch, entry, result in work.entries()
+        if result.state == "Skipped" and result.reason == "Retried"
+    }
+    if not again:
+        return {}
+    return {node.name: again[node.name, node.uid] for node in nodes if (node.name, node.uid) in again}
+
+
 def next_size(work: Work, run: RunStatus) -> tuple[int, int]:
     """Return the canary step (0: none) and how many nodes the run records next.
 
@@ -62,6 +82,20 @@ def next_size(work: Work, run: RunStatus) -> tuple[int, int]:
     if rolls_in_a_window(work):
         return 0, count_to_record(work)
     return 0, max(1, arithmetic.rolling_size(spec, arithmetic.size_basis(run)) - elsewhere)
+
+
+def choose_candidates(work: Work, run: RunStatus, movable: list[Node]) -> tuple[int, int, list[Node], list[Node]]:
+    """Return the canary step that comes next (0: none), how many nodes, of which, and who of these may be in it."""
+    step, size = next_size(work, run)
+    if again := nodes_to_retry(work, movable):
+        # Before others are put at risk, and as the step in which they had failed.
+        movable = [node for node in movable if node.name in again]
+        if first := min((failed_in for failed_in in again.values() if failed_in), default=0):
+            step, size = first, arithmetic.canary_size(work.seen.spec, first, run.nodes)
+        return step, size, movable, movable
+    if step and run.revision != work.stable:
+        return step, size, movable, [node for node in movable if may_be_canary(work, node)]
+    return step, size, movable, movable
 
 
 def create_batches(work: Work, nodes: Sequence[Node], *, step: int, to: Callable[[Node], str]) -> None:
@@ -106,6 +140,8 @@ def create_batch(
             kind=run.kind,
             purpose=purpose,
             version=run.version,
+            from_version=name_versions(work, {target_of(entry.origin) for entry in entries}),
+            to_version=name_versions(work, {entry.to for entry in entries}),
             batch=number,
             page=index,
             step=step,

@@ -10,7 +10,15 @@ from typing import Any
 from outrider.api.checks import AnalysisVerdict
 from outrider.api.componentversion import Phase
 from outrider.api.names import ROLE_REVISION
-from outrider.api.rollout import NodeResult, RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
+from outrider.api.rollout import (
+    NodeResult,
+    RequestKind,
+    RolloutBatchSpec,
+    RolloutBatchStatus,
+    RolloutSpec,
+    RolloutStatus,
+    Target,
+)
 from outrider.core.compatibility import VersionRules
 from outrider.core.ranges import Range
 
@@ -229,6 +237,15 @@ class Legacy:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """What somebody asks for by an annotation on the Rollout: the annotation's value, and who set it."""
+
+    kind: RequestKind
+    value: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Hindrance:
     """Why nothing new may be started now.
 
@@ -261,7 +278,8 @@ class RolloutSnapshot:
     Rollout's joiners' DaemonSet that might serve the same nodes is there (`joiners_elsewhere`).
 
     `versions` are the component's versions that matter here, those that exist. `neighbours` are the components that
-    ours has to do with: what `rules` require, what requires ours, and so on. A version that was verified before
+    ours has to do with: what `rules` require, what requires ours, and so on. `requests` are the annotations that ask
+    for something and that `status.last_handled` does not name. A version that was verified before
     `verify_after` is verified again before a run to it starts (None: never). `without_agent_since` says of nodes that
     have a revision and no pod since when that has been seen. `legacy` is the DaemonSet that `spec.adoption` names, or
     that was taken over before. `zones` are those time zones of `spec.windows` that there are.
@@ -299,6 +317,7 @@ class RolloutSnapshot:
     joiners: tuple[str, ...] = ()
     versions: Mapping[str, VersionState] = field(default_factory=dict)
     neighbours: Mapping[str, Neighbour] = field(default_factory=dict)
+    requests: tuple[Request, ...] = ()
     verify_after: datetime | None = None
     answers: tuple[AnalysisAnswer, ...] = ()
     without_agent_since: Mapping[str, datetime] = field(default_factory=dict)

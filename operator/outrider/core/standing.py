@@ -37,7 +37,7 @@ def find_version_hindrance(work: Work) -> Hindrance | None:
             f"again; or set spec.version to another. {_sentence(version.why)}".rstrip(),
             stalled=True,
         )
-    under_way = run is not None and run.revision == seen.wanted
+    under_way = run is not None and run.revision == seen.wanted and run.retry_by is None
     if version.phase == "Deprecated" and not under_way and not is_return(work):
         return Hindrance(
             "VersionDeprecated",

@@ -2,9 +2,9 @@
 
 from typing import Final
 
-IN_FLIGHT: Final = frozenset({"Stopping", "Downloading", "Starting", "Returning"})
+IN_FLIGHT: Final = frozenset({"Stopping", "Downloading", "Starting", "Returning", "Retrying"})
 RESULTS: Final = frozenset({"Succeeded", "Failed", "RolledBack", "Skipped"})
-UNDECIDED: Final = frozenset({"Pending", "Stopping", "Downloading", "Starting", "Returning"})
+UNDECIDED: Final = frozenset({"Pending", "Stopping", "Downloading", "Starting", "Returning", "Retrying"})
 FAILED: Final = frozenset({"Failed", "Returning", "RolledBack"})
 NOT_BROUGHT: Final = FAILED | {"Skipped"}
 """The run has given the node up, for now: it may be in a later batch of the same run."""
@@ -30,6 +30,7 @@ COMES_BACK: Final = frozenset(
         "RulesUnreadable",
         "LeftTarget",
         "RunEnded",
+        "Retried",
     }
 )
 """Reasons of Skipped that may pass: such a node is taken by a later batch of the same run."""

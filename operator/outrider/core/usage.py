@@ -31,6 +31,8 @@ def find_needs(name: str, spec: RolloutSpec, status: RolloutStatus, batches: Ite
     # A rollback names the version that it takes away: nobody goes there.
     if run is not None and run.kind == "Rollout":
         versions.add(run.version)
+    elif run is not None and run.to_revision is not None:
+        versions.add(run.to_version)
     if revisions is not None and revisions.stable_version is not None:
         versions.add(revisions.stable_version)
     returns = {entry.back for batch in batches for entry in batch.nodes} - {ASSIGNMENT_NONE}

@@ -39,7 +39,11 @@ def welcome_joiners(work: Work) -> None:
     """Which nodes have no assignment though there is a stable revision? They get that one, never a half-tested one."""
     if work.seen.spec.frozen:
         return  # no node is changed, and neither is what serves those without an assignment
-    if work.stable is None or work.stable not in work.seen.revisions or not adoption.may_welcome(work):
+    if work.stable is None:
+        # What completed was taken back, and nothing had completed before: nobody shall get it by joining.
+        work.clean_up.extend(DeleteJoiners(joiners) for joiners in work.seen.joiners)
+        return
+    if work.stable not in work.seen.revisions or not adoption.may_welcome(work):
         return
     stable, serving = work.stable, work.seen.joiners
     wanted = adoption.hand_over_joiners(work, wanted_joiners(work, stable))

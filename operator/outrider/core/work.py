@@ -9,7 +9,17 @@ from functools import cached_property
 from outrider.api.checks import AnalysisResult
 from outrider.api.componentversion import Phase
 from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS, ROLE_REVISION
-from outrider.api.rollout import AdoptionStatus, BatchNode, LastFailure, NodeResult, RunRecord, RunStatus
+from outrider.api.rollout import (
+    AdoptionStatus,
+    BatchNode,
+    CompletedRevision,
+    LastFailure,
+    LastHandled,
+    NodeResult,
+    RefusedRequest,
+    RunRecord,
+    RunStatus,
+)
 from outrider.core.compatibility import UNKNOWN, Answer, NodeFacts, VersionRules, is_compatible
 from outrider.core.moves import is_leaving, next_assignment, target_of
 from outrider.core.plan import Action, Assign, CreateBatch, Event
@@ -107,6 +117,9 @@ class Work:
     breaches: dict[tuple[object, ...], Breach | None] = field(default_factory=dict)
     _touched: dict[int, frozenset[str]] = field(default_factory=dict)
     _newest: dict[int, dict[tuple[str, str], BatchNode]] = field(default_factory=dict)
+    completed: list[CompletedRevision] = field(default_factory=list)
+    last_handled: LastHandled | None = None
+    last_refused: RefusedRequest | None = None
 
     def __post_init__(self) -> None:
         """Begin with what is recorded."""
@@ -334,6 +347,19 @@ def is_direct(run: RunStatus) -> bool:
     return run.kind == "Rollback" or run.revision == run.from_revision
 
 
+def is_requested(run: RunStatus) -> bool:
+    """Tell whether a run takes nodes back because a person asked for it, and not because another run failed."""
+    return run.kind == "Rollback" and run.cause == "Requested"
+
+
+def is_for(run: RunStatus, wanted: str) -> bool:
+    """Tell whether a run is the answer to what the spec wants, so that no other starts.
+
+    A Rollback is, too: it holds until something else is wanted, or somebody asks to retry.
+    """
+    return (run.holds or run.revision) == wanted and run.retry_by is None
+
+
 def bad_revisions(work: Work) -> frozenset[str]:
     """Return the revisions that no run ever completed: nobody stays on them when a run is taken back.
 
@@ -345,6 +371,7 @@ def bad_revisions(work: Work) -> frozenset[str]:
     if work.run is not None:
         bad.add(work.run.revision)
     bad -= {record.revision for record in records if record.result in COMPLETED}
+    bad -= {kept.revision for kept in work.completed}
     return frozenset(bad - {work.stable, ASSIGNMENT_LEGACY})
 
 
@@ -362,6 +389,15 @@ def revision_to_return_to(work: Work, node: Node) -> str:
     if find_phase(work, assignment) == "Revoked" and work.stable and find_phase(work, stable) != "Revoked":
         return stable
     return assignment
+
+
+def name_versions(work: Work, revisions: Iterable[str]) -> str:
+    """Return the version of some revisions: `several` if they have more than one, `none` for no agent."""
+    found = {
+        "none" if revision in {"", ASSIGNMENT_NONE} else work.seen.revisions.get(revision, "unknown")
+        for revision in revisions
+    }
+    return "several" if len(found) > 1 else found.pop() if found else "none"
 
 
 def count_between_elsewhere(work: Work) -> int:
