@@ -55,6 +55,7 @@ class Settings:
     require_binding: bool = False
     reverify_seconds: float = 86400.0
     fresh_seconds: float = 300.0
+    requested_by_unchecked: bool = False
     log_level: str = "INFO"
     log_format: str = "text"
     listen_host: str = ""
@@ -144,6 +145,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         require_binding=switch("REQUIRE_BINDING"),
         reverify_seconds=number("REVERIFY_SECONDS", default.reverify_seconds, 1),
         fresh_seconds=number("FRESH_SECONDS", default.fresh_seconds, 1),
+        requested_by_unchecked=switch("REQUESTED_BY_UNCHECKED"),
         log_level=choice("LOG_LEVEL", default.log_level, "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
         log_format=choice("LOG_FORMAT", default.log_format, "text", "json"),
         listen_host=text("LISTEN_HOST", ""),

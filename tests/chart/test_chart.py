@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from localcluster.toolchain import tool
 from outrider.api import names
+from outrider.api.rollout import RequestKind
 from outrider.settings import Settings, read_settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -170,7 +171,7 @@ def test_another_release_name_and_namespace_hang_together() -> None:
         assert (subject["name"], subject["namespace"]) == (account, "agents")
     assert one(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == account
     conditions = json.dumps([each["spec"] for each in objects if each["kind"] == "ValidatingAdmissionPolicy"])
-    assert conditions.count(f"system:serviceaccount:agents:{account}'") == 6
+    assert conditions.count(f"system:serviceaccount:agents:{account}'") == 7
 
 
 def test_a_service_account_of_ones_own() -> None:
@@ -225,6 +226,7 @@ SETTINGS = {
     "trust.requireBinding=true": ("OUTRIDER_REQUIRE_BINDING", "true"),
     "trust.reverifySeconds=3600": ("OUTRIDER_REVERIFY_SECONDS", "3600"),
     "trust.freshSeconds=60": ("OUTRIDER_FRESH_SECONDS", "60"),
+    "admissionPolicies.enabled=false": ("OUTRIDER_REQUESTED_BY_UNCHECKED", "true"),
     # More digits than Helm keeps from becoming 1.7e+10 by itself.
     "sources.maxArtifactBytes=17179869185": ("OUTRIDER_MAX_ARTIFACT_BYTES", "17179869185"),
     "retry.firstSeconds=0.5": ("OUTRIDER_RETRY_FIRST_SECONDS", "0.5"),
@@ -448,6 +450,20 @@ def test_people_never_write_records_or_status() -> None:
         assert (granted["outrider.dev/rollouts"] <= reading) == (name == "view")
 
 
+def test_who_may_edit_may_not_approve_and_who_approves_may_not_create() -> None:
+    virtual = "outrider.dev/rollouts/approve"
+    granted = {
+        name: permissions(one(INSTALL, "ClusterRole", f"outrider-{name}"))
+        for name in ("view", "edit", "admin", "approver")
+    }
+    assert {name for name, rights in granted.items() if virtual in rights} == {"admin", "approver"}
+    assert granted["approver"][virtual] == {"update"}
+    assert granted["approver"]["outrider.dev/rollouts"] == {"get", "list", "watch", "patch"}
+    assert not one(INSTALL, "ClusterRole", "outrider-approver")["metadata"]["labels"].keys() & {
+        f"rbac.authorization.k8s.io/aggregate-to-{name}" for name in ("view", "edit", "admin")
+    }
+
+
 def test_permissions_can_be_left_to_others() -> None:
     kinds = {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"}
     assert not kinds & {each["kind"] for each in template("rbac.create=false")}
@@ -471,6 +487,7 @@ def test_every_policy_is_in_force_and_fails_closed() -> None:
         "outrider-version-finalizers",
         "outrider-operator-on-specs",
         "outrider-operator-on-daemonsets",
+        "outrider-requests",
     }
     assert {policy["failurePolicy"] for policy in POLICIES.values()} == {"Fail"}
     assert [{"policyName": name, "validationActions": ["Deny"]} for name in POLICIES] == BINDINGS
@@ -493,6 +510,10 @@ def test_policies_and_code_agree_on_names() -> None:
     assert f"key == '{names.LABEL_EXCLUDE}'" in json.dumps(POLICIES["outrider-kubelets"])
     selector = POLICIES["outrider-managed-objects"]["matchConstraints"]["objectSelector"]["matchLabels"]
     assert selector == {names.LABEL_MANAGED_BY: names.MANAGED_BY}
+    requests = [names.request_annotations(kind) for kind in get_args(RequestKind)]
+    assert POLICIES["outrider-requests"]["variables"][0]["expression"] == json.dumps(
+        [list(pair) for pair in requests]
+    ).replace('"', "'")
     (rule,) = POLICIES["outrider-records"]["matchConstraints"]["resourceRules"]
     assert (rule["apiGroups"], rule["apiVersions"]) == ([names.GROUP], [names.VERSION])
     assert rule["resources"] == [names.ROLLOUT_BATCHES, f"{names.ROLLOUT_BATCHES}/status"]

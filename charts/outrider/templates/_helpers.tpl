@@ -111,6 +111,9 @@ OUTRIDER_REVERIFY_SECONDS: {{ .Values.trust.reverifySeconds | int64 | quote }}
 {{- if ne .Values.trust.freshSeconds nil }}
 OUTRIDER_FRESH_SECONDS: {{ .Values.trust.freshSeconds | int64 | quote }}
 {{- end }}
+{{- if not .Values.admissionPolicies.enabled }}
+OUTRIDER_REQUESTED_BY_UNCHECKED: "true"
+{{- end }}
 {{- if .Values.allowRSA2048 }}
 OUTRIDER_ALLOW_RSA_2048: "true"
 {{- end }}

@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from outrider.api.names import ASSIGNMENT_NONE
-from outrider.api.rollout import Approval, LastHandled, RefusedRequest, RequestKind, RunRecord, RunStatus
+from outrider.api.rollout import (
+    Approval,
+    LastHandled,
+    RefusedRequest,
+    RequestKind,
+    RolloutStatus,
+    RunRecord,
+    RunStatus,
+)
 from outrider.core.canary import last_step
 from outrider.core.gates import find_unapproved_step
 from outrider.core.judgement import with_state
@@ -66,6 +74,20 @@ def answer_requests(work: Work) -> None:
             work.wakes.append(work.seen.now)
             work.ended = True
             return
+
+
+def is_answered(status: RolloutStatus, kind: RequestKind, value: str) -> bool:
+    """Tell whether a request was answered, met or refused."""
+    handled = status.last_handled
+    return handled is not None and getattr(handled, kind) == nonce_of(kind, value)
+
+
+def named_version(value: str) -> str | None:
+    """Return the version that a rollback's annotation names, if it does."""
+    try:
+        return parse_rollback(value).version
+    except ValueError:
+        return None
 
 
 def nonce_of(kind: RequestKind, value: str) -> str:

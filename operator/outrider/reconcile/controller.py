@@ -61,6 +61,11 @@ def _as_it_is(obj: Json, _before: Json | None) -> Json:
     return obj
 
 
+def _asked_by_people(rollout: Json) -> tuple[object, object]:
+    """Return what changes when somebody wants something else of a Rollout: its generation, and its annotations."""
+    return rollout["metadata"]["generation"], rollout["metadata"].get("annotations")
+
+
 def _key(body: Json) -> str:
     return f"{body['metadata']['namespace']}/{body['metadata']['name']}"
 
@@ -278,7 +283,7 @@ class Controller:
         body = after or before
         if body is None:
             return
-        if before is None or after is None or before["metadata"]["generation"] != after["metadata"]["generation"]:
+        if before is None or after is None or _asked_by_people(before) != _asked_by_people(after):
             self._rollout_queue.retry_now(_key(body))
         else:
             self._rollout_queue.add(_key(body))

@@ -37,6 +37,7 @@ from outrider.core.fleet import (
 )
 from outrider.core.moves import target_of
 from outrider.core.plan import Plan
+from outrider.core.requests import ORDER, is_answered, named_version
 from outrider.core.revision import hash_target, joiners_id, revision_of
 from outrider.core.snapshot import (
     AnalysisAnswer,
@@ -46,6 +47,7 @@ from outrider.core.snapshot import (
     Neighbour,
     Node,
     Pod,
+    Request,
     RolloutSnapshot,
     VersionState,
     Wish,
@@ -149,6 +151,7 @@ class Gatherer:
         reading = memory.reading = _read(body, memory.reading)
         spec, status, wanted = reading.spec, reading.status, reading.wanted
         key = names.assignment_key(namespace, spec.component)
+        requests = tuple(self._requests(body, status, memory))
 
         pods: dict[str, list[Pod]] = {}
         ignored = frozenset(spec.health.ignore_restarts_of)
@@ -227,7 +230,8 @@ class Gatherer:
                 self._template_problem(memory, wanted),
                 len(leavers),
             ),
-            started_by=_who_set_the_version(body),
+            started_by=_who_set(body, "f:spec", "f:version"),
+            requests=requests,
             observing_since=self.observing_since,
             target_hash=reading.target_hash,
             nodes=nodes,
@@ -243,7 +247,7 @@ class Gatherer:
             wanted_rules=wanted_rules,
             assigned=frozenset(target_of(node.labels[key]) for node in all_nodes if key in node.labels),
             joiners=tuple(sorted(joiners)),
-            versions=self._version_states(namespace, spec, status, revisions),
+            versions=self._version_states(namespace, spec, status, revisions, requests),
             neighbours=self._neighbours(
                 namespace, spec.component, {need for rule in known_rules for need, _ in rule.requires}
             ),
@@ -286,10 +290,32 @@ class Gatherer:
             known = self._rules[key] = metadata["uid"], metadata["generation"], compatibility
         return read_rules(platforms, known[2])
 
+    def _requests(self, body: Json, status: RolloutStatus, memory: Memory) -> Iterable[Request]:
+        """Yield what annotations ask for and was not answered yet, with who asks as far as anybody has checked it."""
+        annotations = body["metadata"].get("annotations") or {}
+        for kind in ORDER:
+            asked, by = names.request_annotations(kind)
+            value = annotations.get(asked)
+            if not value or is_answered(status, kind, value):
+                continue
+            who = annotations.get(by) if not self._settings.requested_by_unchecked else None
+            if not who and (manager := _who_set(body, "f:metadata", "f:annotations", f"f:{asked}")):
+                who = f"(through {manager})"
+            if kind == "reconcile":
+                memory.template_problems.clear()  # what was refused is tried again
+            yield Request(kind, value, who or "")
+
     def _version_states(
-        self, namespace: str, spec: RolloutSpec, status: RolloutStatus, revisions: Mapping[str, str]
+        self,
+        namespace: str,
+        spec: RolloutSpec,
+        status: RolloutStatus,
+        revisions: Mapping[str, str],
+        requests: Iterable[Request],
     ) -> dict[str, VersionState]:
-        named = {spec.version, *revisions.values()} | ({status.run.version} if status.run else set())
+        named = {spec.version, *revisions.values()}
+        named |= {status.run.version, status.run.to_version} if status.run else set()
+        named |= {version for each in requests if each.kind == "rollback" and (version := named_version(each.value))}
         found = {version: self.version_facts(namespace, spec.component, version) for version in named}
         return {version: facts.state for version, facts in found.items() if facts is not None}
 
@@ -513,8 +539,8 @@ def _leaves(body: Json) -> bool:
     return gives_back or bool(body["metadata"].get("deletionTimestamp"))
 
 
-def _who_set_the_version(body: Json) -> str:
-    """Return the field manager that set spec.version last: kubectl, argocd-controller and so on."""
+def _who_set(body: Json, *path: str) -> str:
+    """Return the field manager that set a field last: kubectl, argocd-controller and so on."""
     best: tuple[str, str] = ("", "")
     for entry in body["metadata"].get("managedFields") or []:
         if entry.get("subresource"):
@@ -522,6 +548,8 @@ def _who_set_the_version(body: Json) -> str:
         fields = entry.get("fieldsV1") or {}
         if isinstance(fields, str):
             fields = json.loads(fields)
-        if "f:version" in (fields.get("f:spec") or {}):
+        for key in path[:-1]:
+            fields = fields.get(key) or {}
+        if path[-1] in fields:
             best = max(best, (entry.get("time") or "", entry.get("manager") or ""))
     return best[1]
