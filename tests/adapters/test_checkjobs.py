@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from adapters.realapiserver import RealApiServer
 from outrider.adapters.kube import JOBS, Cluster, Json
 from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutSpec, RolloutStatus, RunStatus
 from outrider.core.checkjob import build_check_job
@@ -21,8 +22,9 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = "default/node-agent"
 
 
-def a_spec(**template: Any) -> RolloutSpec:
+def a_spec(seconds: int = 600, **template: Any) -> RolloutSpec:
     pod = {"spec": {"restartPolicy": "Never", "containers": [{"name": "smoke", "image": "smoke"}]}, **template}
+    job = {"template": pod, "activeDeadlineSeconds": seconds}
     return RolloutSpec.model_validate(
         {
             "component": "node-agent",
@@ -31,7 +33,7 @@ def a_spec(**template: Any) -> RolloutSpec:
             "template": {"spec": {"containers": [{"name": "agent", "image": "agent"}]}},
             "delivery": {"volume": {"mountPath": "/opt/agent", "containers": ["agent"]}},
             "strategy": {"type": "Full"},
-            "analysis": [{"name": "smoke", "job": {"template": {"spec": {"template": pod}}}}],
+            "analysis": [{"name": "smoke", "job": {"template": {"spec": job}}}],
         }
     )
 
@@ -131,46 +133,33 @@ async def appears(kube: Cluster, now: RolloutSnapshot) -> Json:
     raise AssertionError("no Job came")
 
 
-async def ends(kube: Cluster, job: Json, kind: str, reason: str = "") -> None:
-    """Say of a Job that it has ended, as the Job controller does."""
-    moment = "2026-01-01T00:00:00Z"
-    conditions = [
-        {"type": f"{'SuccessCriteriaMet' if kind == 'Complete' else 'FailureTarget'}", "status": "True"},
-        {"type": kind, "status": "True", "reason": reason},
-    ]
-    status: Json = {"startTime": moment, "conditions": [{**c, "lastTransitionTime": moment} for c in conditions]}
-    if kind == "Complete":
-        status |= {"completionTime": moment, "succeeded": 1}
-    await kube.apply(
-        JOBS,
-        {"metadata": {"namespace": "default", "name": job["metadata"]["name"]}, "status": status},
-        subresource="status",
-    )
-
-
 @pytest.mark.parametrize(
-    ("kind", "reason", "verdict"),
-    [
-        ("Complete", "", "Pass"),
-        ("Failed", "BackoffLimitExceeded", "Fail"),
-        ("Failed", "DeadlineExceeded", "Unknown"),
-    ],
+    ("behaviour", "seconds", "verdict"), [("", 600, "Pass"), ("fails", 600, "Fail"), ("never-ready", 3, "Unknown")]
 )
 async def test_a_job_s_end_is_the_answer_also_for_a_process_that_did_not_create_it(
-    kube: Cluster, start: Start, kind: str, reason: str, verdict: str
+    api_server: RealApiServer, kube: Cluster, start: Start, behaviour: str, seconds: int, verdict: str
 ) -> None:
-    now = seen(f"uid-{reason or kind}".lower())
+    labels = {"e2e": f"smoke-{verdict}".lower()}
+    pod = {
+        "restartPolicy": "Never",
+        "tolerations": [{"operator": "Exists"}],
+        "containers": [{"name": "smoke", "image": "smoke"}],
+    }
+    fault = api_server.local.inject(behaviour, namespace="default", pod_labels=labels) if behaviour else None
+    spec = a_spec(seconds, metadata={"labels": labels}, spec=pod)
+    now = seen(f"uid-{verdict}".lower(), spec=spec)
     first = start()
     first.begin(now, a_plan())
     first.begin(now, a_plan())
-    job = await appears(kube, now)
+    await appears(kube, now)
     second = start()
     second.begin(now, a_plan())
-    await ends(kube, job, kind, reason)
     for process in (first, second):
         answer = await process.answer()
         assert (answer.batch, answer.name, answer.attempt) == ("node-agent-2-1", "smoke", 1)
-        assert answer.verdict == verdict
+        assert answer.verdict == verdict, answer.message
+    if fault is not None:
+        fault.remove()
     jobs = [job async for items, _ in kube.list_chunks(JOBS, "default") for job in items]
     owners = [owner["uid"] for job in jobs for owner in job["metadata"].get("ownerReferences") or []]
     assert owners.count(now.uid) == 1

@@ -334,6 +334,21 @@ def test_a_batch_whose_nodes_were_all_left_out_is_not_analysed() -> None:
     assert fleet.answers == {}
 
 
+def test_nodes_that_leave_are_not_analysed() -> None:
+    fleet = installed(analysis=[ERRORS])
+    for name in fleet.nodes:
+        fleet.label(name, {"pool": "a"})
+    fleet.change(version="1.1.0", target={"nodeSelector": {"matchLabels": {"pool": "a"}}})
+    fleet.settle()
+    asked = dict(fleet.answers)
+    fleet.analysis_says = lambda _batch, _name: "Fail"
+    fleet.label("node-003", {"pool": "b"})
+    fleet.settle(until=lambda f: f.assignment("node-003") is None)
+    fleet.settle()
+    assert fleet.answers == asked
+    assert fleet.status.phase == "Completed"
+
+
 def test_an_answer_that_was_not_stored_is_given_again() -> None:
     fleet = installed(analysis=[ERRORS])
     fleet.change(version="1.1.0")

@@ -147,6 +147,8 @@ def _batch_in_question(work: Work) -> Batch | None:
         return None
     number = stored[-1].spec.batch
     pages = [batch for batch in stored if batch.spec.batch == number]
+    if pages[0].spec.purpose == "Removal":
+        return None  # it brings nothing to anybody
     if all(work.results[page.name].count({"Skipped"}) == len(page.spec.nodes) for page in pages):
         return None  # it has changed nothing: what was answered before counts
     return pages[0]
