@@ -403,6 +403,46 @@ def test_deleted_half_way_all_stays_and_a_new_rollout_of_that_name_takes_it_over
     assert fleet.assignments() == {"r-1.0.0": 10}
 
 
+def delete(fleet: AdoptedFleet) -> None:
+    fleet.deleting = True
+    for _ in range(40):
+        if fleet.let_go:
+            return
+        fleet.execute(fleet.plan())
+        fleet.tick()
+    raise AssertionError("the Rollout does not go")
+
+
+def test_deleted_with_all_its_agents_the_old_ones_come_back() -> None:
+    fleet = fleet_with(strategy=CANARY, deletionPolicy="Delete")
+    original = copy.deepcopy(fleet.body)
+    fleet.settle(until=lambda f: f.assignments().get("r-1.0.0", 0) == 4)
+    go_on(fleet, 3)
+    stayed = {name: uid for name, uid in fleet.uids().items() if fleet.assignment(name) == "legacy"}
+    delete(fleet)
+    for _ in range(10):
+        fleet.tick()
+    assert fleet.assignments() == {"None": 10}
+    assert fleet.body is not None
+    assert original is not None
+    assert fleet.body["spec"] == original["spec"]
+    assert fleet.uids().items() >= stayed.items()
+    assert len(fleet.uids()) == 10
+
+
+def test_deleted_after_its_run_nodes_that_join_get_the_old_agent_and_not_none() -> None:
+    fleet = fleet_with()
+    fleet.settle()
+    go_on(fleet, 5)
+    assert fleet.joiners != []
+    delete(fleet)
+    assert fleet.joiners == []
+    fleet.join("late")
+    for _ in range(10):
+        fleet.tick()
+    assert set(fleet.uids()) == {"late"}
+
+
 def test_a_problem_with_the_patch_does_not_hold_a_deletion() -> None:
     fleet = fleet_with(paused=True)
     fleet.settle(until=is_adopted)  # type: ignore[arg-type]

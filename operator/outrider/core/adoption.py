@@ -22,6 +22,7 @@ Invariants:
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -585,10 +586,11 @@ def _end(work: Work, legacy: Legacy) -> None:
     work.hindrance = Hindrance("GivenBack", message, stalled=False)
 
 
-def remove_labels(work: Work) -> bool:
-    """Take the label from all nodes of a DaemonSet that is as it was before; tell whether there were any."""
-    labelled = [node for node in work.seen.nodes.values() if work.assignment(node) == ASSIGNMENT_LEGACY]
-    work.moves.extend(Assign(node.name, node.uid, ASSIGNMENT_LEGACY, None) for node in labelled)
+def remove_labels(work: Work, values: AbstractSet[str | None] = frozenset({ASSIGNMENT_LEGACY})) -> bool:
+    """Take the label from the nodes of a DaemonSet that is as it was before; tell whether there were any."""
+    found = [(node, assignment) for node in work.seen.nodes.values() if (assignment := work.assignment(node)) in values]
+    labelled = [Assign(node.name, node.uid, assignment, None) for node, assignment in found if assignment is not None]
+    work.moves.extend(labelled)
     return bool(labelled)
 
 
@@ -739,28 +741,43 @@ def let_legacy_go(work: Work) -> bool:
     """The Rollout is being deleted: tell whether the DaemonSet that was taken over does not hold it any more.
 
     While nodes run anything else all stays as it is: a new Rollout of the same name takes it over again. If all nodes
-    are still on it, it becomes what it was before.
+    are still on it, or were emptied by `deletionPolicy: Delete`, it becomes what it was before.
     """
     seen, legacy = work.seen, work.seen.legacy
     if legacy is None:
         return True
-    others = sum(work.assignment(node) not in {None, ASSIGNMENT_LEGACY} for node in seen.nodes.values())
-    if others or seen.joiners or legacy.in_the_way:
+    emptied = seen.spec.deletion_policy == "Delete"
+    free = {None, ASSIGNMENT_LEGACY, ASSIGNMENT_NONE} if emptied else {None, ASSIGNMENT_LEGACY}
+    others = {node.name for node in seen.nodes.values() if work.assignment(node) not in free}
+    others |= {name for name in legacy.in_the_way if name not in seen.nodes}
+    in_force = is_in_force(legacy, seen.name, seen.assignment_key) and not legacy.problem
+    if others or seen.joiners:
+        if in_force and form_of(legacy, seen.assignment_key) == "Last" and not seen.joiners and not _joiners_pods(work):
+            _change(work, legacy, "Shared")  # nodes that join would get no agent at all
+            return False
         if seen.has_finalizer and work.form is not None:
             work.say(
                 "Warning",
                 "StaysAdopted",
-                f"DaemonSet {legacy.name} stays taken over, because {_count(others)} with another agent: create the "
-                "Rollout again with the same name and spec.adoption, and set giveBack to have it back",
+                f"DaemonSet {legacy.name} stays taken over, because {_count(len(others))} with another agent: create "
+                "the Rollout again with the same name and spec.adoption, and set giveBack to have it back",
             )
         return True
-    if is_in_force(legacy, seen.name, seen.assignment_key):
-        if legacy.problem:
-            work.say("Warning", "StaysAdopted", f"DaemonSet {legacy.name} could not be given back: {legacy.problem}")
-            return True
+    if emptied and any(
+        pod.live and pod.revision != ASSIGNMENT_LEGACY
+        for node in seen.nodes.values()
+        if node.ready
+        for pod in work.pods(node.name)
+    ):
+        work.gate = f"deleted: the agents end, before DaemonSet {legacy.name} is given back"
+        return False
+    if legacy.problem:
+        work.say("Warning", "StaysAdopted", f"DaemonSet {legacy.name} could not be given back: {legacy.problem}")
+        return True
+    if in_force:
         _change(work, legacy, "Original")
         return False
-    return not remove_labels(work)
+    return not remove_labels(work, free)
 
 
 _CLOSED = frozenset({"Skipped", "Succeeded", "RolledBack"})
