@@ -198,6 +198,19 @@ def test_a_pause_holds_the_giving_back() -> None:
     fleet.settle(until=lambda f: f.assignments() == {"None": 10})
 
 
+def test_frozen_nothing_is_taken_over_and_what_is_reverted_is_put_back_all_the_same() -> None:
+    fleet = fleet_with(frozen=True)
+    go_on(fleet, 5)
+    assert (state(fleet), fleet.patches) == ("", [])
+    fleet.change(frozen=False, paused=True)
+    fleet.settle(until=is_adopted)  # type: ignore[arg-type]
+    fleet.change(frozen=True)
+    fleet.revert("helm", affinity=None)
+    go_on(fleet, 3)
+    assert fleet.body is not None
+    assert "affinity" in fleet.body["spec"]["template"]["spec"]
+
+
 def test_who_changes_his_mind_while_it_is_given_back_gets_a_run_again() -> None:
     fleet = fleet_with()
     fleet.settle()

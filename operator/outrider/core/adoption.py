@@ -382,7 +382,7 @@ def take_over(work: Work) -> None:
         _end(work, legacy)
     elif state in _WAS_IN_FORCE:
         _mend(work, legacy)
-    elif work.hindrance is None and not gives_back(seen):
+    elif work.hindrance is None and not gives_back(seen) and not seen.spec.frozen:
         _begin_take_over(work, legacy)
     elif gives_back(seen):
         why = (
@@ -444,7 +444,7 @@ def _hold_on(work: Work, legacy: Legacy) -> None:
     _warn_of_reverts(work, legacy)
     arrived = not _nodes_to_return(work) and not _is_under_way(work) and not legacy.in_the_way
     # Nodes without a label are the joiners' DaemonSet's as long as there is one.
-    if giving and arrived and not seen.joiners and not _joiners_pods(work):
+    if giving and arrived and not seen.joiners and not _joiners_pods(work) and not seen.spec.frozen:
         _change(work, legacy, "Original")
 
 
@@ -581,7 +581,8 @@ def _end(work: Work, legacy: Legacy) -> None:
     if work.adoption is None or work.adoption.state != "GivenBack":
         work.say("Normal", "GivenBack", f"DaemonSet {legacy.name} is given back, as it was before")
         work.urgent_status = True
-    remove_labels(work)
+    if not work.seen.spec.frozen:
+        remove_labels(work)
     work.adoption = _tell(work, legacy, "GivenBack", message)
     work.hindrance = Hindrance("GivenBack", message, stalled=False)
 

@@ -124,7 +124,7 @@ def preview_rollout(
 def assume_consent(spec: RolloutSpec) -> RolloutSpec:
     """Return a spec as it would be if everybody who may say no said yes at once."""
     stated = spec.to_api()
-    for field in ("paused", "frozen", "analysis", "adoption"):
+    for field in ("paused", "frozen", "analysis"):
         stated.pop(field, None)
     stated.get("health", {}).pop("http", None)
     for step in stated["strategy"].get("canary", {}).get("steps", []):
