@@ -103,6 +103,23 @@ def test_what_only_tells_how_far_a_window_is_holds_up_no_move() -> None:
         fleet.tick(0.5)
 
 
+def test_records_that_no_status_counted_yet_are_counted_all_the_same() -> None:
+    fleet = installed(30)
+    fleet.change(version="1.1.0")
+    fleet.execute(fleet.plan())
+    fleet.execute(fleet.plan())
+    before = fleet.status
+    plan = fleet.plan()
+    assert any(isinstance(action, CreateBatch) for action in plan.actions)
+    fleet.execute(plan)
+    fleet.status = before  # counts of a window are told now and then
+    assert before.run is not None
+    assert before.run.batches == 0
+    status = fleet.plan().status
+    assert status.run is not None
+    assert status.run.batch == "1/1"
+
+
 def test_canary_steps_come_before_the_window() -> None:
     strategy = {
         "type": "Canary",

@@ -393,7 +393,7 @@ def take_over(work: Work) -> None:
 
 def _miss_adoption(work: Work) -> None:
     """Note that nodes are labelled for a DaemonSet that nobody names: its agents would be overlooked."""
-    lost = sum(work.assignment(node) == ASSIGNMENT_LEGACY for node in work.seen.nodes.values())
+    lost = len(work.by_assignment.get(ASSIGNMENT_LEGACY, ()))
     if lost:
         work.hindrance = Hindrance(
             "AdoptionMissing",

@@ -92,6 +92,10 @@ def plan_rollout(seen: RolloutSnapshot) -> Plan:
         last_handled=seen.status.last_handled,
         last_refused=seen.status.last_refused,
     )
+    # A record may be stored before the status that counts it.
+    stored = max((batch.spec.batch for batch in work.run_batches()), default=0)
+    if work.run is not None and stored > work.run.batches:
+        work.update_run(batches=stored)
     work.hindrance = seen.hindrance or find_version_hindrance(work)
     adoption.begin(work)
     for policy in POLICIES:
