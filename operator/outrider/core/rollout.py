@@ -593,6 +593,8 @@ POLICIES: tuple[Policy, ...] = (
 def finish_half_made_moves(work: Work) -> None:
     """Which nodes are between two revisions? Each is brought to where its record says, as soon as its pods ended."""
     moved = {move.node for move in work.moves}
+    # Whoever is recorded in this very pass is moved when that is stored.
+    moved |= {entry.name for action in work.new_batches for entry in action.spec.nodes}
     between = {node.name: node for node in work.nodes_between if node.name not in moved}
     goals = _find_goals(work, between) if between else {}
     for node in between.values():
