@@ -142,8 +142,8 @@ def _batch_in_question(work: Work) -> Batch | None:
     run = work.run
     if not work.seen.spec.analysis or run is None or not work.is_active or is_direct(run):
         return None
-    stored = work.run_batches()
-    if not stored or any(work.finished[batch.name] is None for batch in stored):
+    stored = work.update_batches()
+    if not stored or any(work.finished[batch.name] is None for batch in work.run_batches()):
         return None
     number = stored[-1].spec.batch
     pages = [batch for batch in stored if batch.spec.batch == number]
