@@ -140,6 +140,28 @@ def test_a_pause_takes_no_agent_away() -> None:
     assert {fleet.assignment(name) for name in gone} == {None}
 
 
+def test_outside_its_windows_a_rollout_takes_no_agent_away() -> None:
+    fleet = installed()
+    fleet.change(windows=[{"start": "22:00", "end": "23:00", "timeZone": "UTC"}])
+    gone = leave(fleet, 5)
+    go_on(fleet)
+    assert {fleet.assignment(name) for name in gone} == {OLD}
+    assert fleet.status.phase == "Completed"
+    fleet.now = fleet.now.replace(hour=22, minute=1)
+    until_rest(fleet)
+    assert {fleet.assignment(name) for name in gone} == {None}
+
+
+def test_no_analysis_judges_that_an_agent_was_taken_away() -> None:
+    page = {"name": "page", "web": {"url": "https://status.example.com"}, "intervalSeconds": 5}
+    fleet = installed(analysis=[page])
+    fleet.analysis_says = lambda _batch, _name: "Fail"
+    gone = leave(fleet, 5)
+    until_rest(fleet)
+    assert {fleet.assignment(name) for name in gone} == {None}
+    assert fleet.status.phase == "Completed"
+
+
 def test_a_node_that_is_back_before_its_turn_keeps_its_agent_and_one_that_is_back_later_joins() -> None:
     fleet = installed(10, strategy={"type": "Rolling", "rolling": {"batchSize": 1}})
     gone = leave(fleet, 4)
