@@ -71,7 +71,7 @@ def skipped_in(fleet: Fleet) -> dict[str, str]:
     foreign=st.sets(st.integers(0, 39), max_size=6),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_healthy_fleet_does_what_its_preview_says(
     count: int, strategy: Mapping[str, Any], first: bool, away: set[int], foreign: set[int], seed: int
 ) -> None:
@@ -92,6 +92,7 @@ def test_a_healthy_fleet_does_what_its_preview_says(
                 fleet.label(name, {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"})
         fleet.rules[f"r-{fleet.spec.version}"] = only_linux
     preview = preview_rollout(fleet.snapshot(), node_seconds=3)
+    assert preview_rollout(fleet.snapshot(), node_seconds=3, much=0) == preview, "of a large fleet it is the same"
     if preview.outcome == "Blocked":
         assert "no node can be moved now" in preview.message
         assert len(preview.left_out) == count
@@ -149,6 +150,45 @@ def test_times_and_gates_are_told() -> None:
     assert "3 to 5" in text, "batches that are alike are one line"
     assert "node-0" not in text
     assert all(name in render(preview, "text", show_nodes=True) for name in fleet.nodes)
+
+
+def test_approvals_a_late_start_and_windows_are_told() -> None:
+    gated = {
+        "type": "Canary",
+        "canary": {"steps": [{"nodes": 1, "requireApproval": True}, {"nodes": 2}]},
+        "rolling": {"batchSize": 5},
+    }
+    fleet = Fleet(8, make_spec("1.0.0", strategy=gated, notBefore="2026-01-01T01:00:00Z"))
+    preview = preview_rollout(fleet.snapshot())
+    assert [step.gates for step in preview.steps] == [("approval: waits for a person",), (), ()]
+    assert (preview.approvals, preview.outcome) == (1, "Completes")
+    assert preview.steps[0].starts == 3600
+    assert "starts at 2026-01-01 01:00 UTC, by spec.notBefore" in preview.before[0]
+    assert "and what 1 approval takes" in render(preview, "text", show_nodes=False)
+    assert any("approvals pass at once" in told for told in preview.assumptions)
+
+    nights = [{"days": ["Thu", "Fri", "Sat"], "start": "22:00", "end": "22:01", "timeZone": "UTC"}]
+    rolling = {"type": "Rolling", "rolling": {"batchSize": 3, "batchIntervalSeconds": 40}}
+    fleet = Fleet(8, make_spec("1.0.0", strategy=rolling, windows=nights))  # it is Thursday, 0:00
+    preview = preview_rollout(fleet.snapshot())
+    assert preview.outcome == "Completes"
+    assert [round(step.starts / 3600, 1) for step in preview.steps] == [22.0, 22.0, 46.0]
+    assert any("spec.windows" in told for told in preview.before)
+    assert any("spec.windows" in gate for gate in preview.steps[1].gates)
+    never = [{"days": ["Mon"], "start": "22:00", "end": "23:00", "timeZone": "Mars/Olympus"}]
+    fleet = Fleet(8, make_spec("1.0.0", strategy=rolling, windows=never))
+    assert preview_rollout(fleet.snapshot()).reason == "WindowInvalid"
+
+
+@pytest.mark.parametrize("limit", [1, 3, "30%"])
+def test_a_sliding_window_takes_the_nodes_in_the_previewed_order(limit: int | str) -> None:
+    fleet = Fleet(12, make_spec("1.0.0", strategy={"type": "Rolling", "rolling": {"maxUnavailable": limit}}))
+    preview = preview_rollout(fleet.snapshot(), node_seconds=3)
+    fleet.settle()
+    said = [node for _, nodes in sorted(batches_of(preview).items()) for node in nodes]
+    did = [node for _, nodes in sorted(batches_in(fleet).items()) for node in nodes]
+    assert said == did
+    assert preview.outcome == "Completes"
 
 
 def test_nothing_to_do_and_hindrances_are_told() -> None:

@@ -9,9 +9,11 @@ Nothing of the outcome is decided here: order, batches, sizes, gates and who is 
 when it is asked again and again about that world.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final, Literal
 
 from outrider.api.names import ASSIGNMENT_NONE
@@ -24,16 +26,23 @@ from outrider.core.moves import is_leaving, target_of
 from outrider.core.plan import Plan
 from outrider.core.revision import joiners_id
 from outrider.core.rollout import plan_rollout
+from outrider.core.selection import remaining_nodes
 from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
 from outrider.core.states import COMPLETED, ONGOING
+from outrider.core.work import Work, bad_revisions, why_skip
 
 NODE_SECONDS: Final = 10.0
 """What a node is taken to need from its first touch until its new agent is Ready."""
 
-_MOST_PASSES: Final = 1_000_000
-"""A world that has not come to rest by then never will."""
+_PATIENCE: Final = timedelta(days=60)
+"""A world in which nothing has happened for so long waits for what never comes: a window that never opens, say."""
 
 Outcome = Literal["Completes", "NothingToDo", "Blocked"]
+_MUCH: Final = 400_000
+"""So many looks at a node may be ahead before the planner is shown only those that matter next: some seconds."""
+_SHOWN: Final = 100
+"""It is shown at least so many of those that come next."""
+
 Planner = Callable[[RolloutSnapshot], Plan]
 
 
@@ -113,10 +122,14 @@ class Preview:
 
 
 def preview_rollout(
-    seen: RolloutSnapshot, *, node_seconds: float = NODE_SECONDS, planner: Planner = plan_rollout
+    seen: RolloutSnapshot,
+    *,
+    node_seconds: float = NODE_SECONDS,
+    planner: Planner = plan_rollout,
+    much: int = _MUCH,
 ) -> Preview:
-    """Return what a Rollout would do from now on."""
-    world = _World(seen, node_seconds, planner)
+    """Return what a Rollout would do from now on. From `much` looks at a node on, the planner is shown only a part."""
+    world = _World(seen, node_seconds, planner, much)
     world.run_dry()
     return _report(seen, world, node_seconds)
 
@@ -135,7 +148,7 @@ def assume_consent(spec: RolloutSpec) -> RolloutSpec:
 class _World:
     """A fleet that does at once what it is told, and is well."""
 
-    def __init__(self, seen: RolloutSnapshot, node_seconds: float, planner: Planner) -> None:
+    def __init__(self, seen: RolloutSnapshot, node_seconds: float, planner: Planner, much: int) -> None:
         self.start = self.now = seen.now
         self.status: RolloutStatus = seen.status
         self.nodes: dict[str, Node] = dict(seen.nodes)
@@ -147,6 +160,8 @@ class _World:
         self.waits: list[tuple[datetime, str]] = []
         self._seen = seen
         self._planner = planner
+        self._much = much
+        self._coming: deque[str] | None = None
         self._node_seconds = timedelta(seconds=node_seconds)
         self._spec = assume_consent(seen.spec)
         self._key = seen.assignment_key
@@ -160,22 +175,93 @@ class _World:
 
     def run_dry(self) -> None:
         """Plan and do as planned until nothing happens any more."""
-        for _ in range(_MOST_PASSES):
+        last = self.now
+        while self.now - last < _PATIENCE:
+            if self._coming is None and self._is_long():
+                self._begin_to_show_parts()
             plan = self._planner(self._look())
-            is_news = self._carry_out(plan)
-            if is_news:
+            if self._carry_out(plan):
+                last = self.now
                 continue
             if self._has_ended() or plan.wake_at is None or plan.wake_at <= self.now:
                 return
-            if plan.status.run is not None:
-                self.waits.append((self.now, plan.status.run.message))
+            self.waits.append((self.now, _tell_waiting(plan.status)))
             self.now = plan.wake_at
 
     def _has_ended(self) -> bool:
         run = self.status.run
         return run is not None and run.revision == self._seen.wanted and run.state not in ONGOING
 
+    def _is_long(self) -> bool:
+        """Tell whether batches of the same kind follow now, and so many that looking at all nodes takes too long.
+
+        Canary steps choose among all nodes, and a window counts all of them.
+        """
+        run, strategy = self.status.run, self._spec.strategy
+        if run is None or run.kind != "Rollout" or run.state != "Running" or strategy.type == "Full":
+            return False
+        if strategy.rolling is not None and strategy.rolling.max_unavailable is not None:
+            return False
+        done = max((batch.spec.step for batch in self.batches.values() if batch.spec.run == run.id), default=0)
+        if run.revision != run.from_revision and done < arithmetic.canary_steps(self._spec):
+            return False
+        batches = len(self._seen.members) // arithmetic.rolling_size(self._spec, run.nodes)
+        return batches * len(self.nodes) >= self._much
+
+    def _begin_to_show_parts(self) -> None:
+        """Put the nodes that the run has still to take in the planner's own order.
+
+        In this world nodes that cannot be moved now never can: they are shown again once the others have had their turn.
+        """
+        run, revisions = self.status.run, self.status.revisions
+        assert run is not None  # noqa: S101 - `_is_long` has looked
+        work = Work(
+            seen=self._look(),
+            run=run,
+            stable=revisions.stable if revisions else None,
+            stable_version=revisions.stable_version if revisions else None,
+            history=list(self.status.history),
+        )
+        coming = [node for node in remaining_nodes(work) if why_skip(work, node) is None]
+        untried = bad_revisions(work)
+        if any(work.assignment(node) in untried for node in coming):
+            coming = []  # these come first, and it takes more to tell which of them
+        ordered = arithmetic.order_nodes(coming, self._seen.uid, run.id)
+        self._coming = deque(node.name for node in ordered)
+
+    def _show(self) -> tuple[frozenset[str], list[Batch]] | None:
+        """Return the members and batches that matter next; None if all do."""
+        run = self.status.run
+        if not self._coming or run is None:
+            return None
+        size = arithmetic.rolling_size(self._spec, run.nodes)
+        ours = [batch for batch in self.batches.values() if batch.spec.run == run.id]
+        last = max((batch.spec.batch for batch in ours), default=0)
+        # The last one finished counts for what follows it, and the steps for what has been done.
+        told = [batch for batch in ours if batch.spec.step or batch.spec.batch >= last - 1]
+        open_nodes = {entry.name for batch in told if batch.status.finished_at is None for entry in batch.spec.nodes}
+        while self._coming and self._coming[0] in open_nodes:
+            self._coming.popleft()
+        if len(self._coming) <= size:
+            return None
+        shown = open_nodes.union(islice(self._coming, max(_SHOWN, 3 * size)))
+        return frozenset(shown), told
+
     def _look(self) -> RolloutSnapshot:
+        part = self._show()
+        if part is not None:
+            members, told = part
+            return replace(
+                self._look_at_all(),
+                nodes={name: self.nodes[name] for name in members},
+                pods={name: self.pods[name] for name in members},
+                members=members,
+                owned_by_others={},
+                batches=tuple(told),
+            )
+        return self._look_at_all()
+
+    def _look_at_all(self) -> RolloutSnapshot:
         return replace(
             self._seen,
             now=self.now,
@@ -243,6 +329,12 @@ class _World:
         # Ready in the future: the planner says itself when to look again.
         name = f"{node}-agent"
         self.pods[node] = (Pod(name, name, node, assignment, ready_since=self.now + self._node_seconds),)
+
+
+def _tell_waiting(status: RolloutStatus) -> str:
+    if status.run is not None and status.run.message:
+        return status.run.message
+    return next((condition.message for condition in status.conditions if condition.type == "Ready"), "")
 
 
 def _report(seen: RolloutSnapshot, world: _World, node_seconds: float) -> Preview:
@@ -334,13 +426,13 @@ def _with_gates(spec: RolloutSpec, world: _World, step: Step, after: Step | None
         explained = stated.soak_seconds
         if stated.soak_seconds:
             gates.append(f"soak {tell_seconds(stated.soak_seconds)}")
-        if getattr(stated, "require_approval", False):
+        if stated.require_approval:
             gates.append("approval: waits for a person")
     elif after is not None and spec.strategy.rolling is not None and spec.strategy.rolling.batch_interval_seconds:
         explained = spec.strategy.rolling.batch_interval_seconds
         gates.append(f"interval {tell_seconds(explained)}")
-    if checks := getattr(spec, "analysis", []):
-        gates.append("analysis: " + ", ".join(check.name for check in checks))
+    if spec.analysis:
+        gates.append("analysis: " + ", ".join(check.name for check in spec.analysis))
     waits = 0.0
     if after is not None and step.ends is not None and (waits := after.starts - step.ends) > explained:
         gates += _tell_wait(world, step.ends, after.starts)
@@ -367,8 +459,8 @@ def _find_left_out(world: _World, run: int) -> tuple[LeftOut, ...]:
 def _tell_before(seen: RolloutSnapshot, world: _World, steps: Sequence[Step]) -> tuple[str, ...]:
     told = [
         f"spec.{field} is true: nothing is moved before it is false again"
-        for field in ("paused", "frozen")
-        if getattr(seen.spec, field, False)
+        for field, is_set in (("paused", seen.spec.paused), ("frozen", seen.spec.frozen))
+        if is_set
     ]
     if steps and steps[0].starts > 0:
         told += _tell_wait(world, 0.0, steps[0].starts)
@@ -408,8 +500,6 @@ def _tell_assumptions(seen: RolloutSnapshot, node_seconds: float) -> tuple[str, 
         )
         if is_there
     ]
-    if "adoption" in stated:
-        told.append(f"DaemonSet {stated['adoption']['daemonSet']} is taken over at once")
     if waiting:
         told.append(f"{' and '.join(waiting)} pass at once: the time that they take is not counted")
     return tuple(told)
