@@ -211,7 +211,7 @@ class _World:
     def _begin_to_show_parts(self) -> None:
         """Put the nodes that the run has still to take in the planner's own order.
 
-        In this world nodes that cannot be moved now never can: they are shown again once the others have had their turn.
+        In this world nodes that cannot be moved now never can: they are shown again once the others had their turn.
         """
         run, revisions = self.status.run, self.status.revisions
         assert run is not None  # noqa: S101 - `_is_long` has looked
