@@ -1,13 +1,19 @@
 """`outrider status` and the verbs: what they write, what they wait for, what they print."""
 
 import json
+import os
+import subprocess
+import sys
+import tomllib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+import outrider
 from outrider.__main__ import main
 from outrider.adapters.kube import Json, Resource
 from outrider.api.errors import Stalling, Transient
@@ -242,6 +248,38 @@ def test_a_rollout_that_nobody_has_looked_at_is_told_as_such() -> None:
     assert "nothing is known yet" in text
     assert "agent" in "\n".join(tell_all([body], "fleet"))
     assert list(tell_all([], "fleet")) == ["there is no Rollout in namespace fleet"]
+
+
+async def test_what_a_policy_says_is_told_as_it_says_it() -> None:
+    class Guarded(FakeCluster):
+        async def merge(self, *_args: Any, **_options: Any) -> Json:
+            raise Transient(
+                "Forbidden",
+                "the API server refuses PATCH /x: ValidatingAdmissionPolicy 'outrider-requests' with binding 'b' "
+                "denied request: you may not approve. Is the operator's ClusterRole the one of this release?",
+            )
+
+    with pytest.raises(Stalling) as raised:
+        await ask(Guarded(), "approve")
+    assert raised.value.message == "policy 'outrider-requests' with binding 'b' denied request: you may not approve."
+
+
+def test_starting_loads_nothing_of_what_only_some_commands_need() -> None:
+    heavy = ["kopf", "kubernetes", "aiohttp", "pydantic", "yaml", "cryptography", "asyncio"]
+    code = f"import sys, outrider.__main__; print([name for name in {heavy} if name in sys.modules])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(outrider.__file__).parents[1])},
+    )
+    assert ran.stdout.strip() == "[]"
+
+
+def test_it_is_a_kubectl_plugin() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"]["kubectl-outrider"] == project["scripts"]["outrider"] == "outrider.__main__:main"
 
 
 @pytest.mark.parametrize(

@@ -131,9 +131,13 @@ async def _change(cluster: Cluster, namespace: str, name: str, patch: Json) -> J
     try:
         answer = await cluster.merge(ROLLOUTS, namespace, name, patch, manager=_MANAGER)
     except OutriderError as error:
-        if error.reason == "Forbidden" and "ValidatingAdmissionPolicy" not in error.message:
-            raise missing_right("patch", ROLLOUTS, namespace) from error
-        raise
+        if error.reason != "Forbidden":
+            raise
+        if "ValidatingAdmissionPolicy" in error.message:
+            # A policy says by itself what is missing, and what to do.
+            _, _, said = error.message.partition("ValidatingAdmissionPolicy")
+            raise Stalling("Invalid", f"policy{said.partition(' Is the operator')[0]}") from error
+        raise missing_right("patch", ROLLOUTS, namespace) from error
     return answer
 
 
