@@ -9,7 +9,7 @@ A check gets the trial (and at a deed the action, before it is done), and return
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any, Literal
 
 from outrider.api.rollout import BatchNode, NodeResult
@@ -20,6 +20,7 @@ from outrider.core.rollout import plan_rollout
 from outrider.core.scheduling import why_not_scheduled
 from outrider.core.snapshot import Batch
 from outrider.core.states import BARRED, COMPLETED, FAILED, IN_FLIGHT, ONGOING, RESULTS
+from outrider.core.windows import is_open
 from simulation.fleet import KEY
 from simulation.trial import Trial
 
@@ -418,6 +419,71 @@ def nothing_leaves_in_a_pause(trial: Trial) -> str:
     return f"spec.paused, and {gone} leave" if gone else ""
 
 
+def nothing_changes_in_a_freeze(trial: Trial) -> str:
+    assert trial.plan is not None
+    assert trial.seen is not None
+    if not trial.seen.spec.frozen:
+        return ""
+    changed = [move.node for move in trial.plan.moves if sets_out(move)]
+    if changed:
+        return f"spec.frozen, and {changed} are changed"
+    started = any(isinstance(action, actions.CreateBatch) for action in trial.plan.actions)
+    return "spec.frozen, and a batch starts" if started else ""
+
+
+def windows_hold(trial: Trial) -> str:
+    assert trial.plan is not None
+    assert trial.seen is not None
+    seen, run = trial.seen, trial.plan.status.run
+    windows = [(window, UTC) for window in seen.spec.windows]
+    if not windows or is_open(windows, seen.now) or run is None or run.kind == "Rollback":
+        return ""
+    if run.revision == run.from_revision:
+        return ""  # a return to what is stable is not held
+    gone = [
+        move.node
+        for move in trial.plan.moves
+        if is_departure(move) and move.before is not None and goal_of(move) == run.revision
+    ]
+    return f"no window is open, and {gone} leave for {run.revision}" if gone else ""
+
+
+def not_before(trial: Trial) -> str:
+    assert trial.plan is not None
+    assert trial.seen is not None
+    start, before, after = trial.seen.spec.not_before, trial.seen.status.run, trial.plan.status.run
+    if start is None or trial.seen.now >= start or after is None or after.kind == "Rollback":
+        return ""
+    is_new = before is None or before.id != after.id
+    if is_new and after.revision != after.from_revision:
+        return f"run {after.id} starts before {start}"
+    return ""
+
+
+def steps_are_approved(trial: Trial) -> str:
+    assert trial.plan is not None
+    assert trial.seen is not None
+    run, canary = trial.seen.status.run, trial.seen.spec.strategy.canary
+    new = [a for a in trial.plan.actions if isinstance(a, actions.CreateBatch) and a.spec.kind == "Rollout"]
+    if run is None or canary is None or not new or run.revision == run.from_revision or new[0].spec.run != run.id:
+        return ""
+    after = {a.name: a.status for a in trial.plan.actions if isinstance(a, actions.WriteBatch)}
+    taken = {
+        batch.spec.step
+        for batch in trial.seen.batches
+        if batch.spec.run == run.id
+        and batch.spec.step
+        and any(result.state != "Skipped" for result in after.get(batch.name, batch.status).nodes)
+    }
+    approved = {approval.step for approval in run.approvals}
+    missing = [
+        step
+        for step in sorted(taken)
+        if step <= len(canary.steps) and canary.steps[step - 1].require_approval and step not in approved
+    ]
+    return f"batch {new[0].spec.batch} starts, and step {missing[0]} is not approved" if missing else ""
+
+
 def nothing_starts_in_a_pause(trial: Trial) -> str:
     assert trial.plan is not None
     assert trial.seen is not None
@@ -498,7 +564,7 @@ def deadlines_fire(trial: Trial) -> str:
     assert trial.seen is not None
     assert trial.plan is not None
     seen, run = trial.seen, trial.seen.status.run
-    if run is None or run.state not in ONGOING or run.paused_since is not None or seen.spec.paused:
+    if run is None or run.state not in ONGOING or run.paused_since is not None or seen.spec.paused or seen.spec.frozen:
         return ""
     after = {a.name: a.status for a in trial.plan.actions if isinstance(a, actions.WriteBatch)}
     if trial.plan.status.run is None or trial.plan.status.run.id != run.id:
@@ -678,6 +744,25 @@ INVARIANTS = (
     ),
     Invariant("PauseHolds", "In a pause no node leaves its revision.", "plan", nothing_leaves_in_a_pause),
     Invariant("PauseStartsNothing", "In a pause no batch starts.", "plan", nothing_starts_in_a_pause),
+    Invariant(
+        "FreezeHolds",
+        "While spec.frozen is true no node sets out for anything, and no batch starts.",
+        "plan",
+        nothing_changes_in_a_freeze,
+    ),
+    Invariant(
+        "WindowsHold",
+        "Outside the windows no node leaves for the version of a run; ways back are open at any time.",
+        "plan",
+        windows_hold,
+    ),
+    Invariant("NotBefore", "No run to something new starts before notBefore.", "plan", not_before),
+    Invariant(
+        "StepsApproved",
+        "No batch follows a canary step that a person has to approve and has not.",
+        "plan",
+        steps_are_approved,
+    ),
     Invariant(
         "ToleranceHolds",
         "Once more nodes failed than tolerated, the run starts no further batch.",

@@ -12,12 +12,12 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from outrider.api.componentversion import Phase
-from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutStatus
+from outrider.api.rollout import Approval, RolloutBatchSpec, RolloutBatchStatus, RolloutStatus
 from outrider.core import plan as actions
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Plan
@@ -29,6 +29,9 @@ from simulation.fleet import KEY, START, Fleet, SimPod, make_spec
 
 Deed = tuple[actions.Action | None, Callable[[], None]]
 """One write: the action of the plan that it is for, if it is for one, and how it is done."""
+
+MINUTES = [{"start": f"00:{minute:02}", "end": f"00:{minute + 1:02}"} for minute in range(0, 40, 2)]
+"""Windows that are open for a minute, and shut for the next. Trials begin at midnight."""
 
 BAD = ("never-ready", "crash-loop", "image-pull")
 HEALTH = {"timeoutSeconds": 40, "minReadySeconds": 2}
@@ -189,6 +192,8 @@ class Trial:
         self.stale = 0.0 if self.calm else dice.choice([0.0, 0.0, 0.3])
         self.crashing = 0.0 if self.calm else dice.choice([0.0, 0.0, 0.1, 0.3])
         self.serial = 0
+        self.patience = dice.choice([0.0, 0.2, 1.0])
+        """How likely a person is to approve what waits for that, at each look."""
         self.bad: dict[str, float] = {}
         self.troubled: dict[tuple[str, str], str] = {}
         self.ever_stable: set[str] = {"none"}
@@ -268,11 +273,13 @@ class Trial:
                         "nodes": dice.choice([1, 1, 2, "20%"]),
                         "soakSeconds": dice.choice([0, 0, 4]),
                         "failureTolerance": dice.choice([0, 0, 1]),
+                        "requireApproval": dice.random() < 0.25,
                     }
                     for _ in range(dice.choice([1, 1, 2]))
                 ]
             }
-        return {"strategy": strategy, "onFailure": dice.choice(["Rollback", "Rollback", "Pause"])}
+        windows = dice.choice([[], [], [], [], MINUTES])
+        return {"strategy": strategy, "onFailure": dice.choice(["Rollback", "Rollback", "Pause"]), "windows": windows}
 
     def behave(self, node: str, revision: str) -> str:
         """Return how an agent does: each version has its share of nodes on which it fails."""
@@ -333,6 +340,7 @@ class Trial:
             do()
             if isinstance(action, actions.Assign):
                 self.tally.moves += 1
+        self.approve()
         if crash_after is not None:
             self.tell("the operator restarts")
             self.tally.crashes += 1
@@ -340,6 +348,17 @@ class Trial:
         self.note()
         world.tick(dice.choice([1, 2, 2, 4]))
         self.check("world", None)
+
+    def approve(self) -> None:
+        """Let a person approve what waits for that, now and then."""
+        status = self.world.status
+        run = status.run
+        if run is None or run.awaits_approval is None or self.dice.random() >= self.patience:
+            return
+        self.tell(f"a person approves step {run.awaits_approval} of run {run.id}")
+        approval = Approval(step=run.awaits_approval, by="jane", at=self.world.now)
+        run = run.model_copy(update={"approvals": [*run.approvals, approval]})
+        self.world.status = status.model_copy(update={"run": run})
 
     def note(self) -> None:
         """Keep in mind what the invariants compare later moments with."""
@@ -469,6 +488,9 @@ class Trial:
         wishes: list[dict[str, Any]] = [
             {"paused": not world.spec.paused},
             {"paused": False},
+            {"frozen": not world.spec.frozen},
+            {"frozen": False},
+            {"notBefore": f"{world.now + timedelta(seconds=dice.choice([5, 60])):%Y-%m-%dT%H:%M:%SZ}"},
             {"version": old},
             {"onFailure": dice.choice(["Rollback", "Pause"])},
             self.wish(),
@@ -491,7 +513,8 @@ class Trial:
         for sim in world.nodes.values():
             for pod in sim.pods:
                 pod.behaviour = "healthy"
-        self.change(version=self.new_version(0.0), paused=False)
+        self.patience = 1.0
+        self.change(version=self.new_version(0.0), paused=False, frozen=False, windows=[], notBefore=None)
 
 
 PHASES: tuple[Phase, ...] = ("Published", "Published", "Deprecated", "Withdrawn", "Revoked")

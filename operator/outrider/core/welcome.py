@@ -6,10 +6,10 @@ Assumptions:
 Invariants:
 - That DaemonSet appears only when every node that the edit of the target brought in has an assignment: else a typing
   error would start thousands of agents at one stroke.
-- No node is wanted by two joiners' DaemonSets.
+- No node is wanted by two joiners' DaemonSets, and a new one appears only when the pods of the last have ended.
 """
 
-from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE
+from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE, ROLE_JOINERS
 from outrider.core import adoption
 from outrider.core.membership import all_known, has_joined, is_joiner, open_entries, wanted_joiners
 from outrider.core.plan import Assign, CreateJoiners, DeleteJoiners
@@ -49,7 +49,13 @@ def welcome_joiners(work: Work) -> None:
     wanted = adoption.hand_over_joiners(work, wanted_joiners(work, stable))
     if outdated := [joiners for joiners in serving if joiners != wanted]:
         work.clean_up.extend(DeleteJoiners(joiners) for joiners in outdated)
-    elif wanted is not None and wanted not in serving and not work.seen.joiners_elsewhere and all_known(work):
+    elif (
+        wanted is not None
+        and wanted not in serving
+        and not work.seen.joiners_elsewhere
+        and all_known(work)
+        and not _still_run_what_served_them(work)
+    ):
         # Only when no other serves the joiners any more, and nobody is welcomed in the same breath: its pod may appear
         # between the two writes.
         work.prerequisites.append(CreateJoiners(stable))
@@ -59,6 +65,11 @@ def welcome_joiners(work: Work) -> None:
     for node in unassigned:
         if moving.get(node.name) != node.uid and is_joiner(work, node):
             move(work, node, stable)
+
+
+def _still_run_what_served_them(work: Work) -> bool:
+    """Tell whether a pod of a joiners' DaemonSet that is gone has still to end on a node without an assignment."""
+    return any(pod.live and pod.role == ROLE_JOINERS for node in work.members_at(None) for pod in work.pods(node.name))
 
 
 def _first_assignment(work: Work, node: Node) -> str:
