@@ -95,6 +95,10 @@ bench: tools ## Speed, writes and memory, each beside its yardstick (some 50 min
 soak: tools ## 5,000 fake nodes, of which agents crash, nodes die and pods get lost at random (some 20 minutes)
 	@OUTRIDER_SOAK_NODES=5000 $(BIN)/pytest -q tests/e2e/test_scale.py -k at_random $(KIND) $(ARGS)
 
+.PHONY: chaos
+chaos: tools ## A rollout among dying nodes, lost pods and a killed operator (ARGS="--nodes 5000 --seed 7 --seconds 600")
+	@$(RUN) -m bench.chaos $(ARGS)
+
 ##@ Change it
 
 .PHONY: format

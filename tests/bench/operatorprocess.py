@@ -72,6 +72,11 @@ class OperatorProcess:
             self._process.kill()
             self._process.wait()
 
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self._process.kill()
+        self._process.wait()
+
     def check(self) -> None:
         """Raise if it has ended."""
         if self._process.poll() is not None:

@@ -284,7 +284,7 @@ def test_what_is_told_while_a_run_is_taken_back_names_cause_node_and_batch() -> 
     message = ready(fleet).message
     assert "run 2 to 1.1.0 failed: " in message
     assert "of 10 nodes failed, tolerated are 0 (node-" in message
-    assert "in batch 1: TooManyRestarts" in message
+    assert ": TooManyRestarts in batch 1" in message
     assert "Run 3 takes it back: " in message
 
 

@@ -339,7 +339,7 @@ def why_over_tolerance(work: Work, run: RunStatus) -> str:
 def _examples(work: Work) -> str:
     """Name some of the nodes that failed, each with its reason and the batch that it was moved in."""
     found = [
-        f"{entry.name} in batch {batch.spec.batch}: {result.reason}"
+        f"{entry.name}: {result.reason} in batch {batch.spec.batch}"
         for batch, entry, result in work.entries(FAILED, updates=True)
     ]
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
