@@ -18,14 +18,15 @@ from outrider.adapters.kube import (
     Json,
 )
 from outrider.api import names
+from outrider.api.checks import HttpCheck
 from outrider.api.errors import Stalling
 from outrider.api.rollout import Target
 from outrider.core import plan as actions
 from outrider.core.plan import CreateRevision, Plan, RequestVerification
 from outrider.core.revision import hash_target
 from outrider.core.rollout import plan_rollout
-from outrider.core.snapshot import RolloutSnapshot
-from outrider.reconcile.gathering import Caches, Gatherer, Memory
+from outrider.core.snapshot import Measurement, Pod, RolloutSnapshot
+from outrider.reconcile.gathering import Caches, Gatherer, Memory, Probed
 from outrider.reconcile.projections import project_batch, project_daemonset, project_node, project_pod
 from outrider.settings import Settings
 from simulation.fleet import make_spec
@@ -275,3 +276,28 @@ async def test_in_a_namespace_that_goes_every_label_of_the_component_is_ours(cac
     put_node(caches, "n1", "whose-daemonset-is-gone", pool="gone")
     put_node(caches, "n2", pool="gone")
     assert set(gatherer(caches).gather(ours, Memory(), namespace_terminating=True).nodes) == {"n1"}
+
+
+async def test_what_an_agent_said_is_shown_while_its_check_and_its_run_are_the_same(caches: Caches) -> None:
+    check = HttpCheck(port=8080)
+    told = Measurement("Pass", "it answered 200", NOW, NOW, NOW)
+    labels = {names.LABEL_COMPONENT: "agent", names.LABEL_REVISION: "r2"}
+    caches.pods.put({"metadata": metadata("agent-x", labels=labels), "spec": {"nodeName": "n1"}, "status": {}})
+    memory, ours = Memory(), gatherer(caches)
+
+    def look(http: HttpCheck = check, state: str = "Running") -> Pod:
+        run = {"id": 2, "kind": "Rollout", "state": state, "version": "1.0.0", "revision": "r2"}
+        spec = make_spec("1.1.0", health={"http": http.to_api()}).to_api()
+        status = {"run": {**run, "startedAt": "2026-01-01T00:00:00Z"}}
+        [pod] = ours.gather({**ROLLOUT, "spec": spec, "status": status}, memory).pods["n1"]
+        return pod
+
+    assert look().check is None
+    memory.probes["uid-agent-x"] = Probed(check, told)
+    shown = look()
+    assert shown.check == told
+    assert look() is shown, "put together once"
+    assert look(HttpCheck(port=8081)).check is None
+    memory.probes["uid-agent-x"] = Probed(check, told)
+    assert look(state="Succeeded").check is None
+    assert memory.probes == {}, "nobody is asked any more"

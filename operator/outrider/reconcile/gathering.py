@@ -52,7 +52,7 @@ from outrider.core.snapshot import (
     VersionState,
     Wish,
 )
-from outrider.core.states import SETTLED
+from outrider.core.states import ONGOING, SETTLED
 from outrider.reconcile.adoption import Sight
 from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
 from outrider.settings import Settings
@@ -106,6 +106,8 @@ class Memory:
     """A stored Rollout, and the part of its status that is ours."""
     probes: dict[str, Probed] = field(default_factory=dict)
     """What agents said when they were asked themselves, by their pods' UIDs."""
+    shown: dict[str, tuple[Pod, Probed, Pod]] = field(default_factory=dict)
+    """Each pod with what it said, put together once."""
     answers: dict[tuple[str, str], AnalysisAnswer] = field(default_factory=dict)
     """The newest answer of each analysis about each batch, until it is recorded."""
 
@@ -159,8 +161,9 @@ class Gatherer:
             if agent.component == spec.component and agent.namespace == namespace:
                 pod = agent.without(ignored) if ignored else agent.pod
                 pods.setdefault(pod.node, []).append(pod)
-        if memory.probes or spec.health.http is not None:
-            _add_measurements(pods, spec.health.http, memory)
+        if memory.probes:
+            is_asking = status.run is not None and status.run.state in ONGOING
+            _add_measurements(pods, spec.health.http if is_asking else None, memory)
         revisions: dict[str, str] = {}
         rules: dict[str, VersionRules] = {}
         joiners: list[str] = []
@@ -424,13 +427,17 @@ class Gatherer:
 def _add_measurements(pods: Mapping[str, list[Pod]], http: HttpCheck | None, memory: Memory) -> None:
     """Show each pod with what it said when the present check asked it; forget pods that are gone."""
     known: dict[str, Probed] = {}
+    shown: dict[str, tuple[Pod, Probed, Pod]] = {}
     for found in pods.values():
         for index, pod in enumerate(found):
             probed = memory.probes.get(pod.uid)
-            if probed is not None and probed.check == http:
-                known[pod.uid] = probed
-                found[index] = replace(pod, check=probed.measurement)
-    memory.probes = known
+            if probed is None or not (probed.check is http or probed.check == http):
+                continue
+            before = memory.shown.get(pod.uid)
+            if before is None or before[0] is not pod or before[1] is not probed:
+                before = pod, probed, replace(pod, check=probed.measurement)
+            known[pod.uid], shown[pod.uid], found[index] = probed, before, before[2]
+    memory.probes, memory.shown = known, shown
 
 
 def _read(body: Json, known: Reading | None) -> Reading:
