@@ -142,9 +142,11 @@ def _batch_in_question(work: Work) -> Batch | None:
     run = work.run
     if not work.seen.spec.analysis or run is None or not work.is_active or is_direct(run):
         return None
-    stored = work.update_batches()
-    if not stored or any(work.finished[batch.name] is None for batch in work.run_batches()):
+    stored = work.run_batches()
+    if not stored or any(work.finished[batch.name] is None for batch in stored):
         return None
+    if stored[-1].spec.purpose == "Removal":
+        return None  # whom it was taken from has nothing more to do with the version
     number = stored[-1].spec.batch
     pages = [batch for batch in stored if batch.spec.batch == number]
     if pages[0].spec.purpose == "Removal":
