@@ -681,3 +681,39 @@ def test_no_node_sets_out_outside_a_window_and_nothing_follows_an_unapproved_ste
         if dice.random() < 0.02:
             fleet.change(version=dice.choice(["1.0.0", "1.1.0", "1.2.0"]))
         fleet.tick(dice.choice([1, 1, 2, 5]))
+
+
+def test_a_sliding_window_of_nodes_stops_when_the_window_of_time_closes() -> None:
+    fleet = installed(12, strategy={"type": "Rolling", "rolling": {"maxUnavailable": 2}}, windows=[NIGHT])
+    fleet.now = at("22:10") - timedelta(seconds=15)
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: f.now >= at("22:10"))
+    gone = {name for name in fleet.nodes if fleet.assignment(name) != OLD}
+    assert 0 < len(gone) < 12
+    live(fleet, 30)
+    assert {name for name in fleet.nodes if fleet.assignment(name) == NEW} == gone, "who has set out has arrived"
+    assert fleet.assignments() == {NEW: len(gone), OLD: 12 - len(gone)}
+    assert (fleet.status.phase, ready(fleet).reason) == ("Waiting", "WaitingForWindow")
+    sleep_until(fleet, at("22:00", day=1))
+    fleet.settle()
+    assert fleet.assignments() == {NEW: 12}
+
+
+def test_a_node_that_left_the_fleet_keeps_its_agent_until_a_window_opens() -> None:
+    fleet = installed(4, windows=[NIGHT])
+    fleet.change(target={"nodeNames": ["node-000", "node-001", "node-003"]})
+    live(fleet, 20)
+    assert fleet.assignment("node-002") == OLD
+    assert fleet.plan().wake_at == at("22:00")
+    sleep_until(fleet, at("22:00"))
+    fleet.settle(until=lambda f: f.assignment("node-002") is None, limit=60)
+
+
+def test_canaries_of_a_run_by_window_are_approved_first() -> None:
+    strategy = {**canary({"nodes": 1, "requireApproval": True}), "rolling": {"maxUnavailable": 3}}
+    fleet = waiting_for_the_first_approval(strategy=strategy)
+    live(fleet, 30)
+    assert fleet.assignments() == {NEW: 1, OLD: 9}
+    approve(fleet, 1)
+    fleet.settle()
+    assert fleet.assignments() == {NEW: 10}
