@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from outrider.core.moves import is_leaving
 from outrider.core.snapshot import Hindrance, Node
 from outrider.core.states import FAILED
 from outrider.core.work import Work, is_direct, why_skip
@@ -88,8 +89,13 @@ def why_no_canary(work: Work, step: int) -> Hindrance:
         "NoCanaryNode",
         f"{what}of the {len(matching)} that match strategy.canary.nodeSelector none can be moved now{_examples(told)}. "
         "Mend them, label others, or change the selector",
-        stalled=not away,
+        stalled=not away and not any(_changes_soon(work.assignment(node)) for node in matching),
     )
+
+
+def _changes_soon(assignment: str | None) -> bool:
+    """Tell whether a node will soon have another assignment, by itself: it has joined, or is on its way."""
+    return assignment is None or is_leaving(assignment)
 
 
 def _examples(told: Iterable[tuple[str, str]]) -> str:

@@ -30,8 +30,9 @@ def find_early_start(work: Work) -> Hindrance | None:
 def keep_to_windows(work: Work) -> None:
     """Is it outside the windows? Then no node sets out for another version; who goes back does so at any time."""
     seen, run = work.seen, work.run
-    if not seen.spec.windows or (run is not None and is_direct(run) and run.state == "Running"):
+    if not seen.spec.windows:
         return
+    goes_back = run is not None and work.is_active and is_direct(run)
     for index, window in enumerate(seen.spec.windows):
         if window.time_zone not in seen.zones:
             # Nobody can tell whether it is open, so it is not. That is told at once, not when a run comes to it.
@@ -41,7 +42,8 @@ def keep_to_windows(work: Work) -> None:
                 "an IANA name, such as Europe/Berlin or UTC",
                 stalled=True,
             )
-            work.hindrance = work.hindrance or work.shut
+            if not goes_back:
+                work.hindrance = work.hindrance or work.shut
             return
     windows = [(window, seen.zones[window.time_zone]) for window in seen.spec.windows]
     change = find_next_change(windows, seen.now)

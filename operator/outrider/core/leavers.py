@@ -3,7 +3,6 @@
 from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import RunStatus
 from outrider.core import batches as arithmetic
-from outrider.core.gates import why_shut
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Assign
 from outrider.core.selection import create_batch
@@ -31,7 +30,7 @@ def remove_leavers(work: Work) -> None:
             work.moves.append(Assign(node.name, node.uid, assignment, None))
         elif node.ready and assignment is not None and not is_leaving(assignment):
             served.append(node)
-    if not served or why_shut(work) is not None:
+    if not served or work.shut is not None:
         return
     if run.state != "Running":
         run = reopen(work)
