@@ -46,7 +46,7 @@ def test_outside_the_windows_a_failed_run_is_taken_back_all_the_same(
 ) -> None:
     given.published_versions("1.0.0", "1.1.0")
     given.a_fleet(3, running="1.0.0", strategy=canary(step(1, soak=600)))
-    given.agents_fail("not-ready", "1.1.0")
+    given.agents_fail("never-ready", "1.1.0")
     when.the_rollout_changes(version="1.1.0", health={"timeoutSeconds": 10, "minReadySeconds": 0})
     then.the_assignment_becomes(lambda seen: story.revision("1.1.0") in seen.values(), "the canary has set out")
     when.the_rollout_changes(windows=[window(datetime.now(UTC) + timedelta(hours=10))])
@@ -93,7 +93,7 @@ def test_after_a_canary_in_each_zone_the_run_waits_until_somebody_approves_it(
     seen = then.the_rollout_is("Waiting", "WaitingForApproval")
     assert seen["status"]["run"]["awaitsApproval"] == 1
     assert f"outrider approve node-agent --namespace {story.namespace}" in condition(seen, "Ready")["message"]
-    then.an_event_tells("ApprovalNeeded", "canary step 1", "outrider approve")
+    then.an_event_tells("ApprovalNeeded", "Canary step 1", "outrider approve")
     moved = [node for node, value in story.assignments().items() if value == story.revision("1.1.0")]
     assert len(moved) == 2
     assert len(set(moved) & set(nodes[:2])) == 1, "one canary in the north"
