@@ -180,3 +180,51 @@ def test_a_person_pauses_and_resumes_and_sees_how_it_stands(
     listed = outrider(admin, "status", *where).out
     assert "node-agent" in listed
     assert "Completed" in listed
+
+
+def test_a_person_approves_takes_back_and_tries_again_and_is_told_what_cannot_be(
+    story: Story, given: Given, when: When, then: Then, cluster: E2eCluster
+) -> None:
+    given.published_versions("1.0.0", "1.1.0")
+    given.a_fleet(3, running="1.0.0", strategy=canary({**step(1), "requireApproval": True}, size=2))
+    admin, where = cluster.kubeconfig, ("-n", story.namespace)
+    ran = outrider(admin, "approve", "node-agent", *where)
+    assert (ran.code, "approve node-agent: REFUSED" in ran.err) == (1, True), ran
+    planned = outrider(admin, "plan", "node-agent", *where, "--version", "1.1.0").out
+    assert "approval: waits for a person" in planned
+    when.the_rollout_changes(version="1.1.0")
+    story.api.wait_for(
+        story.rollouts,
+        "node-agent",
+        lambda obj: (obj["status"].get("run") or {}).get("awaitsApproval") == 1,
+        "an approval is waited for",
+    )
+    ran = outrider(admin, "approve", "node-agent", *where)
+    assert (ran.code, ran.err) == (0, ""), ran
+    done = then.the_rollout_is("Completed")
+    [approval] = done["status"]["run"]["approvals"]
+    assert approval["by"], "the API server's name of who approved"
+    shown = outrider(admin, "status", "node-agent", *where).out
+    assert f"approved   step 1 by {approval['by']}" in shown
+
+    ran = outrider(admin, "rollback", "node-agent", *where)
+    assert ran.code == 0, ran
+    then.the_rollout_is("RolledBack")
+    then.nodes_run("1.0.0")
+    shown = outrider(admin, "status", "node-agent", *where).out
+    assert ": RolledBack" in shown
+    ran = outrider(admin, "rollback", "node-agent", *where, "--run", "77")
+    assert (ran.code, "REFUSED" in ran.err) == (1, True), ran
+
+    ran = outrider(admin, "retry", "node-agent", *where)
+    assert ran.code == 0, ran
+    story.api.wait_for(
+        story.rollouts,
+        "node-agent",
+        lambda obj: (obj["status"].get("run") or {}).get("awaitsApproval") == 1,
+        "an approval is waited for again",
+    )
+    ran = outrider(admin, "abort", "node-agent", *where)
+    assert ran.code == 0, ran
+    then.the_rollout_is("RolledBack")
+    then.nodes_run("1.0.0")

@@ -268,6 +268,20 @@ def test_a_failed_node_that_cannot_return_pauses_the_run() -> None:
     assert pair.agent.assignment(node) == "r-2.0.0"
 
 
+def test_an_agent_that_another_component_needs_is_not_taken_from_a_node_that_left_the_fleet() -> None:
+    pair = installed(3, {"daemon": {"1.0.0": ">=1"}})
+    pair.agent.change(target={"nodeNames": ["node-000", "node-001"]})
+    pair.go_on(15)
+    assert pair.agent.assignment("node-002") == "r-1.0.0"
+    reason, message = pair.reason("agent", "Degraded")
+    assert reason == "RequiredByOther"
+    assert "1 node that has left spec.target" in message
+    assert "daemon 1.0.0 (Rollout the-daemon) needs agent '>=1' on the node, and no agent would break it" in message
+    pair.needs = {}
+    pair.go_on(30)
+    assert pair.agent.assignment("node-002") is None
+
+
 ranges = st.sampled_from(["", "", "<2", ">=2", ">=1"])
 
 

@@ -49,12 +49,13 @@ async def request(
     """Write a request and wait for its answer; `details` are what a rollback is about."""
     body = await fetch(cluster, namespace, name)
     nonce = f"{int(time.time())}-{uuid.uuid4().hex[:8]}"
-    annotations = {f"{names.GROUP}/{verb}-requested-by": await who_am_i(cluster)}
+    asked, by = names.request_annotations(verb)
+    annotations = {by: await who_am_i(cluster)}
     if verb == "rollback":
         details = {"id": nonce, "run": details.get("run") or _run_of(body), **details}
-        annotations[f"{names.GROUP}/rollback-requested"] = json.dumps(details)
+        annotations[asked] = json.dumps(details)
     else:
-        annotations[f"{names.GROUP}/{verb}-requested-at"] = nonce
+        annotations[asked] = nonce
     await _change(cluster, namespace, name, {"metadata": {"annotations": annotations}})
     if wait_seconds <= 0:
         return Answer("NotAwaited", "asked; not waited for the answer")

@@ -7,8 +7,9 @@ from outrider.core.moves import is_leaving
 from outrider.core.plan import Assign
 from outrider.core.selection import create_batch
 from outrider.core.snapshot import Node
+from outrider.core.standing import tell_needed_leavers
 from outrider.core.states import COMPLETED
-from outrider.core.work import Work, count_between_elsewhere
+from outrider.core.work import Work, check_breach, count_between_elsewhere
 
 
 def remove_leavers(work: Work) -> None:
@@ -23,13 +24,15 @@ def remove_leavers(work: Work) -> None:
     if any(work.finished[batch.name] is None for batch in work.run_batches()):
         return  # of a window several are
     served: list[Node] = []
+    needed: list[Node] = []
     for name in sorted(seen.leavers):
         node = seen.nodes[name]
         assignment = work.assignment(node)
         if assignment == ASSIGNMENT_NONE:
             work.moves.append(Assign(node.name, node.uid, assignment, None))
         elif node.ready and assignment is not None and not is_leaving(assignment):
-            served.append(node)
+            (served if check_breach(work, node, ASSIGNMENT_NONE) is None else needed).append(node)
+    tell_needed_leavers(work, needed)
     if not served or work.shut is not None:
         return
     if run.state != "Running":

@@ -1,8 +1,9 @@
 """What the phase of a version means for the Rollout that wants it, and for nodes that would return to it."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from outrider.api.names import ASSIGNMENT_NONE
 from outrider.core.moves import target_of
 from outrider.core.plan import RequestVerification
 from outrider.core.requirements import Knot, find_knot, standings_on
@@ -114,19 +115,37 @@ def tell_required_returns(work: Work, nodes: Iterable[tuple[Node, str]]) -> None
     blocked = sorted(nodes, key=lambda item: item[0].name)
     if not blocked or work.obstacle is not None:
         return
-    told = Counter(
-        breach.tell(work.seen.spec.component, work.seen.revisions.get(revision, ""))
-        for node, revision in blocked
-        if (breach := check_breach(work, node, revision)) is not None
-    )
     count = "1 node stays" if len(blocked) == 1 else f"{len(blocked)} nodes stay"
     work.obstacle = Hindrance(
         "RequiredByOther",
-        f"{count} where they are, though they should return: {'; '.join(sorted(told))} "
+        f"{count} where they are, though they should return: {_tell_breaches(work, blocked)} "
         f"({name_some([node.name for node, _ in blocked])}). Take back the other component first, or set spec.version "
         "to one that it can run with",
         stalled=True,
     )
+
+
+def tell_needed_leavers(work: Work, nodes: Sequence[Node]) -> None:
+    """Note which nodes have left the fleet, and keep their agents because another component there needs them."""
+    if not nodes or work.deadlock is not None:
+        return
+    count = "1 node that has" if len(nodes) == 1 else f"{len(nodes)} nodes that have"
+    why = _tell_breaches(work, [(node, ASSIGNMENT_NONE) for node in nodes])
+    work.deadlock = Hindrance(
+        "RequiredByOther",
+        f"{count} left spec.target keep their agents: {why} ({name_some(node.name for node in nodes)}). "
+        "Take that component away first, or set spec.onLeave to Keep",
+        stalled=True,
+    )
+
+
+def _tell_breaches(work: Work, nodes: Iterable[tuple[Node, str]]) -> str:
+    told = {
+        breach.tell(work.seen.spec.component, work.seen.revisions.get(revision, ""))
+        for node, revision in nodes
+        if (breach := check_breach(work, node, revision)) is not None
+    }
+    return "; ".join(sorted(told))
 
 
 def find_deadlock(work: Work) -> str:
