@@ -139,6 +139,23 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
     was_published = json.dumps({"status": {"publishedAt": "2026-01-01T00:00:00Z"}})
     cluster.kubectl("patch", *stored, "--subresource=status", "--type=merge", "--patch", was_published)
     as_operator = (f"--as={OPERATOR}", "--as-group=system:masters")
+    rollout = {
+        "apiVersion": "outrider.dev/v1alpha1",
+        "kind": "Rollout",
+        "metadata": {"name": "probe", "namespace": "default"},
+        "spec": {
+            "component": "probe",
+            "version": "1.0.0",
+            "paused": True,
+            "target": {"nodeNames": ["probe"]},
+            "template": {"spec": {"containers": [{"name": "probe", "image": "probe"}]}},
+            "delivery": {"volume": {"mountPath": "/probe", "containers": ["probe"]}},
+            "strategy": {"type": "Full"},
+        },
+    }
+    cluster.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(rollout))
+    of_rollout = ("rollouts.outrider.dev/probe", "--namespace=default")
+    request = ("outrider.dev/abort-requested-at=1", "outrider.dev/abort-requested-by=probe", "--overwrite")
     probes: list[tuple[str, tuple[str, ...], dict[str, Any] | None]] = [
         ("managed-objects", ("create",), config_map),
         ("records", ("create",), batch),
@@ -148,6 +165,7 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
         ("operator-on-specs", ("create", *as_operator), {**version, "metadata": {"name": f"probe-{number}"}}),
         ("version-finalizers", ("patch", *stored, *no_finalizer), None),
         ("versions", ("delete", *stored), None),
+        ("requests", ("annotate", *of_rollout, *request), None),
     ]
     deadline = time.monotonic() + 30
     for policy, arguments, manifest in probes:
@@ -165,6 +183,8 @@ def _wait_for_policies(cluster: E2eCluster) -> None:
     cluster.kubectl("patch", *stored, "--type=merge", "--patch", called_off)
     cluster.kubectl("patch", *stored, *no_finalizer, f"--as={OPERATOR}")
     cluster.kubectl("delete", *stored, "--wait=false")
+    cluster.kubectl("delete", *of_rollout, "--wait=false")
+    cluster.kubectl("patch", *of_rollout, *no_finalizer, check=False)
 
 
 # --- the operator, and stories ----------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -533,6 +534,18 @@ class When:
         """Somebody changes the Rollout's spec."""
         self._story.change_rollout(**spec)
 
+    def somebody_asks(self, kind: str, by: str | None = None, **rollback: Any) -> str:
+        """Somebody asks for something by an annotation, as the user `by` and in his name; returns the nonce."""
+        nonce = str(time.time_ns())
+        asked, who = names.request_annotations(kind)
+        annotations = {asked: json.dumps({"id": nonce, **rollback}) if kind == "rollback" else nonce}
+        if by is not None:
+            annotations[who] = by
+        path = f"{self._story.rollouts}/{ROLLOUT}"
+        change: Object = {"metadata": {"annotations": annotations}}
+        self._story.client.raw("PATCH", path, change, "application/merge-patch+json", by)
+        return nonce
+
     def somebody_approves(self) -> None:
         """Somebody approves the canary step that waits for it."""
         asked = {f"{names.GROUP}/approve-requested-at": str(time.time_ns())}
@@ -644,6 +657,23 @@ class Then:
             seconds=seconds,
         )
         return condition(obj, "AdoptionReverted")
+
+    def the_request_is_answered(self, kind: str, nonce: str, *, refused: str | None = None) -> Object:
+        """The status echoes a request; it was met, or refused with these words."""
+        story = self._story
+
+        def answered(obj: Object) -> bool:
+            return bool(((obj.get("status") or {}).get("lastHandled") or {}).get(kind) == nonce)
+
+        obj = story.api.wait_for(story.rollouts, ROLLOUT, answered, f"the request to {kind} is answered")
+        answer = obj["status"].get("lastRefused") or {}
+        if refused is None:
+            assert answer.get("nonce") != nonce, answer
+        else:
+            assert answer.get("nonce") == nonce, obj["status"]
+            assert refused in answer["message"], answer
+            self.an_event_tells("RequestRefused", refused)
+        return obj
 
     def the_counts_are(self, seconds: float = PATIENCE, **counts: int) -> Object:
         """The newest run's counts become these."""

@@ -10,13 +10,14 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from e2e.conftest import E2eCluster
 from outrider.api import names
+from outrider.api.rollout import RequestKind
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -1473,6 +1474,8 @@ def test_what_the_operator_may_do(cluster: E2eCluster, verb: str, resource: str,
         ("edit", "patch", "rollouts/status", False),
         ("edit", "patch", "componentversions/status", False),
         ("edit", "create", "rolloutbatches", False),
+        ("edit", "update", "rollouts/approve", False),
+        ("admin", "update", "rollouts/approve", True),
         ("admin", "deletecollection", "rollouts", True),
         ("admin", "patch", "rolloutbatches/status", False),
     ],
@@ -1499,6 +1502,69 @@ def test_what_people_may_do(
     while cluster.kubectl(*command, check=False).stdout.strip() != expected:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+REQUESTS = [names.request_annotations(kind) for kind in get_args(RequestKind)]
+
+
+@pytest.fixture
+def asked(cluster: E2eCluster, namespace: str) -> str:
+    """A Rollout that people may ask something of: alice approves, bob edits."""
+    name = "asked"
+    _ensure(cluster, namespace, rollout(name, paused=True))
+    for user, role in (("alice", "outrider-approver"), ("bob", "edit")):
+        manifest = {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": f"requests-{user}"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+        }
+        _ensure(cluster, namespace, manifest)
+    can = ("auth", "can-i", "patch", "rollouts.outrider.dev", "-n", namespace)
+    deadline = time.monotonic() + 20
+    while any(cluster.kubectl(*can, f"--as={user}", check=False).returncode for user in ("alice", "bob")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return name
+
+
+@pytest.mark.parametrize("request_annotation", REQUESTS, ids=[asked for asked, _ in REQUESTS])
+def test_who_asks_something_of_a_rollout_needs_the_right_and_gives_his_own_name(
+    cluster: E2eCluster, namespace: str, asked: str, request_annotation: tuple[str, str]
+) -> None:
+    value, who = request_annotation
+    target = f"rollouts.outrider.dev/{asked}"
+
+    def annotate(user: str, **annotations: str | None) -> str:
+        keys = {"value": value, "who": who}
+        change = {"metadata": {"annotations": {keys[key]: text for key, text in annotations.items()}}}
+        return patch(cluster, namespace, target, change, f"--as={user}")
+
+    said = annotate("bob", value="1")
+    assert f"you may not set {value}" in said
+    assert f"namespace {namespace}; have somebody bind the ClusterRole outrider-approver to bob" in said
+    assert f"{who} must be your own name: set it to alice" in annotate("alice", value="1", who="carol")
+    assert annotate("alice", value="1", who="alice") == ""
+    assert "you may not set" in annotate("bob", who="bob"), "he cannot take her place afterwards"
+    assert annotate("alice", value="2") == "", "her name stands there already"
+    assert annotate("alice", value="3", who=None) == "", "nobody has to give a name"
+    edit = {"spec": {"version": "1.5.0"}}
+    assert patch(cluster, namespace, target, edit, "--as=bob") == "", "who edits is not bound otherwise"
+    assert annotate("bob", value=None) == "", "who replaces the object is not refused for what he leaves out"
+
+
+def test_a_rollout_that_is_restored_with_what_was_asked_of_it_is_taken(cluster: E2eCluster, namespace: str) -> None:
+    old = rollout("restored", paused=True)
+    old["metadata"]["annotations"] = {value: "1" for value, _ in REQUESTS} | dict.fromkeys(
+        (w for _, w in REQUESTS), "x"
+    )
+    create(cluster, namespace, old)
+
+
+def test_the_operator_is_not_asked_who_it_is(cluster: E2eCluster, namespace: str, asked: str) -> None:
+    change = {"metadata": {"annotations": {REQUESTS[0][0]: "9", REQUESTS[0][1]: "somebody"}}}
+    assert patch(cluster, namespace, f"rollouts.outrider.dev/{asked}", change, OPERATOR) == ""
 
 
 def test_settings_added_by_hand_survive_the_next_install(cluster: E2eCluster) -> None:

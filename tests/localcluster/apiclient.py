@@ -49,10 +49,13 @@ class ApiClient:
         path: str,
         body: Object | None = None,
         content_type: str = "application/json",
+        user: str | None = None,
     ) -> str:
-        """Make one request and return the body as text; raise `ApiError` on 4xx and 5xx."""
+        """Make one request, as another user if one is named, and return the body; raise `ApiError` on 4xx and 5xx."""
         payload = json.dumps(body).encode() if body is not None else None
         headers = {"Content-Type": content_type} if payload is not None else {}
+        if user is not None:
+            headers["Impersonate-User"] = user
         try:
             status, text = self._exchange(method, path, payload, headers)
         except (http.client.HTTPException, ConnectionError, ssl.SSLError):
