@@ -265,6 +265,37 @@ def test_a_run_that_goes_on_and_fails_again_stops_again() -> None:
         go_on(fleet)
 
 
+def test_an_analysis_that_had_failed_is_asked_anew_when_the_run_goes_on() -> None:
+    page = {"name": "page", "web": {"url": "https://example.com"}, "intervalSeconds": 5, "timeoutSeconds": 60}
+    fleet = installed(onFailure="Pause", analysis=[page])
+    fleet.analysis_says = lambda _batch, _name: "Fail"
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    assert reason(fleet) == "AnalysisFailed"
+    fleet.analysis_says = lambda _batch, _name: "Pass"
+    fleet.ask("retry")
+    fleet.settle(until=lambda f: run_of(f).state == "Running")
+    fleet.settle()
+    assert (fleet.status.phase, run_of(fleet).id) == ("Completed", 2)
+
+
+def test_an_approval_opens_the_gate_once_and_for_its_step_only() -> None:
+    steps = [{"nodes": 1, "requireApproval": True}, {"nodes": 2, "requireApproval": True}]
+    fleet = installed()
+    fleet.change(version="1.1.0", strategy={**CANARY, "canary": {"steps": steps}})
+    for number, moved in ((1, 1), (2, 3)):
+        fleet.settle(until=lambda f, number=number: run_of(f).awaits_approval == number)  # type: ignore[misc]
+        go_on(fleet, 20)
+        assert fleet.assignments()["r-1.1.0"] == moved
+        fleet.ask("approve")
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.1.0": 10}
+    assert [(given.step, given.by) for given in run_of(fleet).approvals] == [(1, "alice"), (2, "alice")]
+    fleet.change(version="1.2.0", strategy=ROLLING)
+    fleet.settle()
+    assert [given.by for given in fleet.status.history[0].approvals] == ["alice", "alice"]
+
+
 def test_failed_nodes_are_tried_again_before_any_other_node_sets_out() -> None:
     fleet = installed(20, onFailure="Pause", strategy={**CANARY, "canary": {"steps": [{"nodes": 3}]}})
     fleet.behaviour = lambda _node, revision: "crash-loop" if revision == "r-1.1.0" else "healthy"

@@ -92,6 +92,23 @@ def why_analysis_failed(work: Work, run: RunStatus) -> tuple[str, str] | None:
     return None
 
 
+def forgive_analyses(work: Work) -> None:
+    """Let what analyses have found against the run count no more, because a person wants it to go on: ask anew."""
+    for batch in work.run_batches():
+        for known in _known(work, batch):
+            if known.failures:
+                changes = {
+                    "verdict": "Unknown",
+                    "message": "it is asked anew",
+                    "failures": 0,
+                    "at": None,
+                    "unknown_since": work.seen.now,
+                    "paused_seconds": work.paused_seconds(),
+                }
+                _record(work, batch, known.model_copy(update=changes))
+                work.urgent_batches.add(batch.name)
+
+
 def ask_analyses(work: Work) -> None:
     """Which analyses have to be asked now about the batch that ended last? While it soaks and waits, too."""
     batch = _batch_in_question(work)

@@ -28,6 +28,7 @@ from outrider.api.rollout import (
     RunRecord,
     RunStatus,
 )
+from outrider.core.analysis import forgive_analyses
 from outrider.core.canary import last_step
 from outrider.core.gates import find_unapproved_step
 from outrider.core.judgement import with_state
@@ -252,6 +253,7 @@ def _go_on(work: Work, request: Request, run: RunStatus) -> str:
     if find_phase(work, run.revision) == "Revoked":
         return f"{work.seen.spec.component}-{run.version} is Revoked; set spec.version to another version"
     count = _forgive(work, request, left_out=False)
+    forgive_analyses(work)
     work.update_run(state="Running", aborted_by=None, reason="", message="")
     return _accept(
         work, request, f"run {run.id} to {run.version} goes on, {_nodes(count)} that failed before once more"
