@@ -294,14 +294,16 @@ def verdict_is_stored(trial: Trial, action: Any) -> str:
     _, entry, result = mine[-1]
     if goal_of(action) != entry.back or entry.back == entry.to or action.before != entry.to:
         return ""
-    return "" if result.state in FAILED else f"{action.node} is sent back, and its record says {result.state}"
+    # Who failed and is tried again goes back first.
+    is_known = result.state in {*FAILED, "Retrying"}
+    return "" if is_known else f"{action.node} is sent back, and its record says {result.state}"
 
 
 def rollback_has_a_cause(trial: Trial, action: Any) -> str:
     if not isinstance(action, actions.CreateBatch) or action.spec.kind != "Rollback" or trial.seen is None:
         return ""
     run = trial.world.status.run
-    if run is None or run.of_run is None or run.started_by != "outrider":
+    if run is None or run.of_run is None or run.started_by != "outrider" or run.requested_by is not None:
         return ""
     if any(result.state in FAILED for _, _, result in entries(trial, run.of_run)):
         return ""

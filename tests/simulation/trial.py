@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from outrider.api.componentversion import Phase
-from outrider.api.rollout import Approval, RolloutBatchSpec, RolloutBatchStatus, RolloutStatus
+from outrider.api.rollout import RequestKind, RolloutBatchSpec, RolloutBatchStatus, RolloutStatus
 from outrider.core import plan as actions
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Plan
@@ -279,7 +279,12 @@ class Trial:
                 ]
             }
         windows = dice.choice([[], [], [], [], MINUTES])
-        return {"strategy": strategy, "onFailure": dice.choice(["Rollback", "Rollback", "Pause"]), "windows": windows}
+        return {
+            "strategy": strategy,
+            "onFailure": dice.choice(["Rollback", "Rollback", "Pause"]),
+            "windows": windows,
+            "runHistoryLimit": dice.choice([10, 10, 2, 1]),
+        }
 
     def behave(self, node: str, revision: str) -> str:
         """Return how an agent does: each version has its share of nodes on which it fails."""
@@ -351,14 +356,27 @@ class Trial:
 
     def approve(self) -> None:
         """Let a person approve what waits for that, now and then."""
-        status = self.world.status
-        run = status.run
+        run = self.world.status.run
         if run is None or run.awaits_approval is None or self.dice.random() >= self.patience:
             return
         self.tell(f"a person approves step {run.awaits_approval} of run {run.id}")
-        approval = Approval(step=run.awaits_approval, by="jane", at=self.world.now)
-        run = run.model_copy(update={"approvals": [*run.approvals, approval]})
-        self.world.status = status.model_copy(update={"run": run})
+        self.world.ask("approve")
+
+    def ask(self) -> None:
+        """Let a person ask for something, sensible or not."""
+        dice, run = self.dice, self.world.status.run
+        kinds: list[RequestKind] = ["abort", "retry", "retry", "rollback"]
+        kind = dice.choice(kinds)
+        self.tell(f"a person asks: {kind}")
+        if kind != "rollback":
+            self.world.ask(kind)
+            return
+        wanted: dict[str, Any] = {"run": dice.choice([1, 2, run.id if run else 3])}
+        if dice.random() < 0.3:
+            wanted["batches"] = [1]
+        if dice.random() < 0.3:
+            wanted["version"] = dice.choice(sorted({"1.0.0", *self.world.revisions.values()}))
+        self.world.ask("rollback", **wanted)
 
     def note(self) -> None:
         """Keep in mind what the invariants compare later moments with."""
@@ -522,7 +540,7 @@ PHASES: tuple[Phase, ...] = ("Published", "Published", "Deprecated", "Withdrawn"
 HAPPENINGS: dict[str, tuple[int, Callable[[Trial, str], None]]] = {
     "a node joins": (1, lambda trial, _: trial.join("")),
     "a node goes": (1, Trial.leave),
-    "a node is made anew under its name": (1, Trial.exchange),
+    "a node is made anew under its name": (2, Trial.exchange),
     "a node dies": (2, lambda trial, victim: trial.world.set_ready(victim, False)),
     "all nodes die": (1, lambda trial, _: trial.all_die()),
     "all nodes are well": (3, lambda trial, _: trial.all_are_well()),
@@ -538,6 +556,7 @@ HAPPENINGS: dict[str, tuple[int, Callable[[Trial, str], None]]] = {
     "nobody refuses patches": (2, lambda trial, _: setattr(trial.world, "refuse", 0.0)),
     "somebody sets an assignment": (1, Trial.meddle),
     "a person decides": (3, lambda trial, _: trial.decide()),
+    "a person asks": (2, lambda trial, _: trial.ask()),
 }
 """What may come to pass, how often in comparison, and how."""
 
