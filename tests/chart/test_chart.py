@@ -218,6 +218,8 @@ SETTINGS = {
         "OUTRIDER_ALLOWED_SOURCE_ADDRESSES",
         "127.0.0.0/8,fd00::/8",
     ),
+    'checks.allowedHosts=["*.example.com"]': ("OUTRIDER_ALLOWED_CHECK_HOSTS", "*.example.com"),
+    'checks.allowedAddresses=["127.0.0.0/8"]': ("OUTRIDER_ALLOWED_CHECK_ADDRESSES", "127.0.0.0/8"),
     'sources.plainHTTPRegistries=["*.lan:5000"]': ("OUTRIDER_PLAIN_HTTP_SOURCES", "*.lan:5000"),
     'registry.dockerConfigSecret="pull"': (
         "OUTRIDER_REGISTRY_DOCKER_CONFIG",

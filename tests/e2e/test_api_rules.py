@@ -289,7 +289,12 @@ def test_defaults_of_a_rollout(cluster: E2eCluster, namespace: str) -> None:
         "strategy": {"type": "Rolling", "failureTolerance": 0},
         "health": {"timeoutSeconds": 300, "minReadySeconds": 10, "maxRestarts": 0},
         "onFailure": "Rollback",
+        "onLeave": "Remove",
+        "joiners": "Stable",
+        "deletionPolicy": "Orphan",
         "paused": False,
+        "frozen": False,
+        "revisionHistoryLimit": 5,
         "runHistoryLimit": 10,
     }
 
