@@ -1515,8 +1515,8 @@ REQUESTS = [names.request_annotations(kind) for kind in get_args(RequestKind)]
 @pytest.fixture
 def asked(cluster: E2eCluster, namespace: str) -> str:
     """A Rollout that people may ask something of: alice approves, bob edits."""
-    name = "asked"
-    _ensure(cluster, namespace, rollout(name, paused=True))
+    name = f"asked-{time.time_ns()}"
+    create(cluster, namespace, rollout(name, paused=True))
     for user, role in (("alice", "outrider-approver"), ("bob", "edit")):
         manifest = {
             "apiVersion": "rbac.authorization.k8s.io/v1",
