@@ -143,26 +143,20 @@ class Rolling(ApiModel):
         }
     )
 
-    batch_size: (
-        Annotated[
-            IntOrPercent,
-            Field(json_schema_extra={"x-kubernetes-validations": [AT_LEAST_ONE]}),
-        ]
-        | None
-    ) = None
+    batch_size: Annotated[
+        IntOrPercent | None,
+        Field(json_schema_extra={"x-kubernetes-validations": [AT_LEAST_ONE]}),
+    ] = None
     """How many nodes move together; a percentage is of the run's nodes and rounds up. At least 1. A batch ends before
     the next begins. Neither this nor maxUnavailable: batches of 10%."""
     batch_interval_seconds: Seconds = 0
     """How long a finished batch is watched before the next starts."""
-    max_unavailable: (
-        Annotated[
-            IntOrPercent,
-            Field(json_schema_extra={"x-kubernetes-validations": [AT_LEAST_ONE]}),
-        ]
-        | None
-    ) = None
-    """Instead of batches, a sliding window: so many nodes at most are without a working agent at a time, and as soon as
-    one is done the next starts. A percentage is of the run's nodes and rounds up. At least 1."""
+    max_unavailable: Annotated[
+        IntOrPercent | None,
+        Field(json_schema_extra={"x-kubernetes-validations": [AT_LEAST_ONE]}),
+    ] = None
+    """A sliding window instead of batches: how many nodes at most are without a working agent at a time. As soon
+    as one is done the next starts. A percentage is of the run's nodes and rounds up. At least 1."""
 
 
 class Full(ApiModel):
@@ -422,8 +416,7 @@ class RunStatus(ApiModel):
     nodes: int = 0
     """The fleet's size when it started: what percentages are of."""
     late_nodes: int | None = None
-    """The fleet's size when the run, completed before, was opened again for nodes that came late or left: what the size
-    of its late batches is a percentage of."""
+    """The fleet's size when the completed run was opened again: what late batches are percentages of."""
     batches: int = 0
     """How many batches were started; in a window, how many RolloutBatches of up to 100 nodes were made."""
     batch: str = ""
@@ -525,8 +518,8 @@ class Revisions(ApiModel):
     current: str | None = None
     """The revision that the spec asks for."""
     target: str | None = None
-    """The hash of the target whose nodes are all known. While it is another than that of spec.target, that was edited:
-    nodes without an assignment are then no joiners, but moved in batches."""
+    """The hash of the target whose nodes are all known. While spec.target has another, nodes without an
+    assignment are no joiners, but moved in batches."""
     completed: Annotated[list[CompletedRevision], Field(max_length=20, json_schema_extra=ATOMIC_LIST)] = []
     """The last revisions that completed runs brought, newest first: what a person may have nodes taken back to."""
 
@@ -776,8 +769,7 @@ class NodeResult(ApiModel):
     returning_since: Time | None = None
     """When a failed node set out for where it came from."""
     paused_seconds: int = 0
-    """How long the run had stood in pauses when the node was first touched, or set out for where it came from: does not
-    count against its deadline."""
+    """How long the run had stood in pauses when the node set out: does not count against its deadline."""
 
 
 class RolloutBatchStatus(ApiModel):
