@@ -259,8 +259,8 @@ def test_one_command_shows_everything_at_a_glance(cluster: E2eCluster, namespace
     headers = [line.split() for line in lines if line.startswith("NAME")]
     assert headers == [
         ["NAME", "VERSION", "PHASE", "LATEST", "READY", "REASON", "AGE"],
-        ["NAME", "KIND", "RUN", "BATCH", "STEP", "VERSION", "STATE", "SUCCEEDED", "FAILED", "PENDING", "AGE"],
-        ["NAME", "VERSION", "PHASE", "BATCH", "NODES", "UPDATED", "FAILED", "READY", "AGE"],
+        "NAME KIND RUN BATCH STEP FROM TO STATE SUCCEEDED FAILED SKIPPED PENDING AGE".split(),
+        "NAME VERSION PHASE BATCH NODES UPDATED FAILED RUNNING READY AGE".split(),
     ]
     assert max(len(line) for line in lines) <= 132
 
