@@ -406,6 +406,9 @@ def stable_by_completion(trial: Trial) -> str:
     run = trial.plan.status.run
     if run is not None and run.revision == after.stable and run.state in COMPLETED and run.kind == "Rollout":
         return ""
+    # A person may have a completed run taken back: then what it started from is stable again.
+    if run is not None and run.kind == "Rollback" and (after.stable or "none") in trial.ever_stable:
+        return ""
     return f"stable becomes {after.stable} without a completed run of it"
 
 
@@ -740,7 +743,7 @@ INVARIANTS = (
     ),
     Invariant(
         "StableByCompletion",
-        "Only a run that completed makes its revision the stable one.",
+        "Only a run that completed makes its revision the stable one; a rollback by request, what that started from.",
         "plan",
         stable_by_completion,
     ),
