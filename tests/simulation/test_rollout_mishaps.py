@@ -1,12 +1,13 @@
 """Stories of what once went wrong, or nearly did: outages, restarts, strangers' hands. Each names what must not be."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from outrider.core.moves import is_leaving
 from outrider.core.plan import CreateBatch
-from outrider.core.snapshot import RolloutSnapshot
+from outrider.core.ranges import parse_range
+from outrider.core.snapshot import Neighbour, RolloutSnapshot
 from simulation.fleet import KEY, Fleet, make_spec
 
 CANARY = {"type": "Canary", "canary": {"steps": [{"nodes": 1}]}, "rolling": {"batchSize": "25%"}}
@@ -301,3 +302,72 @@ def test_a_joiner_whose_label_cannot_be_set_never_runs_the_old_and_the_new_stabl
     go_on(fleet, 120)  # at each tick the world sees to it that no two agents live on a node
     assert fleet.assignments() == {"r-1.1.0": 10, "None": 1}
     assert {pod.revision for pod in fleet.nodes["stubborn"].pods} == {"r-1.1.0"}
+
+
+def refuses_node_3(node: str, revision: str) -> str:
+    return "image-pull" if (node, revision) == ("node-003", "r-1.1.0") else "healthy"
+
+
+def stopped(**changes: Any) -> Fleet:
+    """A fleet whose run to 1.1.0 has stopped, because one node failed and stands there."""
+    fleet = installed(onFailure="Pause", **changes)
+    fleet.behaviour = refuses_node_3
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    assert fleet.status.phase == "Stalled"
+    return fleet
+
+
+def entry(fleet: Fleet, name: str) -> list[tuple[str, str]]:
+    assert fleet.status.run is not None
+    return [(state, reason) for each, state, reason in fleet.entries(fleet.status.run.id) if each.name == name]
+
+
+def test_a_retry_of_a_node_that_cannot_go_back_first_looks_at_it_once_more() -> None:
+    hinders: list[Callable[[Fleet], None]] = [
+        lambda fleet: fleet.phases.update({"1.0.0": "Withdrawn"}),
+        lambda fleet: fleet.label("node-003", {"outrider.dev/exclude": "true"}),
+    ]
+    for hinder in hinders:
+        fleet = stopped()
+        hinder(fleet)
+        fleet.ask("retry")
+        go_on(fleet, 100)
+        assert entry(fleet, "node-003") == [("Failed", "ImagePullBackOff")]
+        assert fleet.status.phase == "Stalled", "it does not wait for ever without a word"
+
+
+def test_a_retry_takes_no_agent_away_that_another_component_needs() -> None:
+    fleet = stopped()
+    needs = {"3.0.0": (("agent", parse_range(">=1.1.0")),)}
+    fleet.neighbours["shipper"] = Neighbour("shipper-key", {"s-1": "3.0.0"}, needs)
+    fleet.label("node-003", {"shipper-key": "s-1"})
+    fleet.ask("retry")
+    go_on(fleet, 100)
+    assert fleet.assignment("node-003") == "r-1.1.0"
+    assert fleet.status.phase == "Stalled"
+
+
+def test_a_node_that_dies_on_its_way_to_be_tried_again_does_not_hold_the_run_for_ever() -> None:
+    fleet = stopped()
+    fleet.set_ready("node-003", False)
+    fleet.ask("retry")
+    go_on(fleet, 100)
+    assert entry(fleet, "node-003") == [("Failed", "ReturnFailed")]
+    assert fleet.status.phase == "Stalled"
+
+
+def test_a_node_that_stayed_where_it_failed_is_tried_again_after_the_run_has_completed() -> None:
+    strategy = {"type": "Rolling", "rolling": {"batchSize": "25%"}, "failureTolerance": 1}
+    fleet = installed(strategy=strategy)
+    fleet.behaviour = refuses_node_3
+    fleet.change(version="1.1.0")
+    fleet.phases["1.0.0"] = "Withdrawn"
+    fleet.settle()
+    assert (fleet.status.phase, fleet.assignment("node-003")) == ("Completed", "r-1.1.0")
+    fleet.phases["1.0.0"] = "Published"
+    fleet.behaviour = lambda _node, _revision: "healthy"
+    fleet.ask("retry")
+    go_on(fleet, 100)
+    assert entry(fleet, "node-003") == [("Skipped", "Retried"), ("Succeeded", "")]
+    assert fleet.status.phase == "Completed"

@@ -246,13 +246,15 @@ def send_failed_nodes_back(work: Work) -> None:
         return
     broken: list[tuple[Node, str]] = []
     for batch, entry, result in list(work.entries({"Failed", "Retrying"})):
-        if result.reason in {"NodeGone", "ReturnFailed"} or entry.back == entry.to:
+        given_up = result.state == "Failed" and result.reason in {"NodeGone", "ReturnFailed"}
+        if given_up or entry.back == entry.to:
             continue
         node = same_node(work, entry)
         if node is None or work.assignment(node) == entry.back or is_excluded(node):
             continue
         if result.state == "Retrying":
-            move(work, node, entry.back)
+            if is_leaving(work.assignment(node)) or check_breach(work, node, entry.back) is None:
+                move(work, node, entry.back)
             continue
         if is_barred(work, entry.back) and work.assignment(node) != leaving(entry.back):
             continue  # it stays failed where it is, until what it came from may be used again
