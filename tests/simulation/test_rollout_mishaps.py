@@ -371,3 +371,23 @@ def test_a_node_that_stayed_where_it_failed_is_tried_again_after_the_run_has_com
     go_on(fleet, 100)
     assert entry(fleet, "node-003") == [("Skipped", "Retried"), ("Succeeded", "")]
     assert fleet.status.phase == "Completed"
+
+
+def test_a_rollback_by_request_in_a_window_records_no_more_than_the_window_needs() -> None:
+    fleet = installed(30, strategy={"type": "Rolling", "rolling": {"maxUnavailable": 1}})
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    fleet.ask("rollback", run=2)
+    go_on(fleet, 10)
+    assert len([batch for batch in fleet.batches.values() if batch.spec.run == 3]) == 1
+
+
+def test_a_rollback_by_request_leaves_an_excluded_node_alone() -> None:
+    fleet = installed()
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    fleet.label("node-003", {"outrider.dev/exclude": "true"})
+    fleet.ask("rollback", run=2)
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.0.0": 9, "r-1.1.0": 1}
+    assert entry(fleet, "node-003") == [("Skipped", "AgentKept")]
