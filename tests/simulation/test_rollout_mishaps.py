@@ -391,3 +391,19 @@ def test_a_rollback_by_request_leaves_an_excluded_node_alone() -> None:
     fleet.settle()
     assert fleet.assignments() == {"r-1.0.0": 9, "r-1.1.0": 1}
     assert entry(fleet, "node-003") == [("Skipped", "AgentKept")]
+
+
+def test_a_run_that_completed_and_was_open_for_late_nodes_has_completed() -> None:
+    fleet = installed()
+    fleet.set_ready("node-004", False)
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    fleet.set_ready("node-004", True)
+    fleet.settle(until=lambda f: f.status.run is not None and f.status.run.state == "Running")
+    fleet.change(version="1.2.0")
+    fleet.settle()
+    assert (fleet.status.history[0].version, fleet.status.history[0].result) == ("1.1.0", "PartiallySucceeded")
+    fleet.phases["1.1.0"] = "Deprecated"
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.1.0": 10}, "a fleet may return to what it once ran"

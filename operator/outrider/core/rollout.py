@@ -202,6 +202,8 @@ def supersede(work: Work) -> None:
         return
     if run is not None:
         ended: RunState = run.state if run.state not in ONGOING else "Superseded"
+        if ended == "Superseded" and run.late_nodes is not None:
+            ended = "PartiallySucceeded"  # it had completed, and was only open for nodes that came late
         wish = seen.spec.version
         if wish == run.version and run.kind == "Rollout":
             wish = f"another template or delivery of {wish}"
@@ -211,7 +213,7 @@ def supersede(work: Work) -> None:
                 "RunSuperseded",
                 f"Run {run.id} to {run.version} ends unfinished: the Rollout now wants {wish}",
             )
-        superseded = f"given up, because the Rollout now wants {wish}" if ended == "Superseded" else ""
+        superseded = f"given up, because the Rollout now wants {wish}" if run.state in ONGOING else ""
         end_run(work, ended, superseded)
     retry_by = run.retry_by if run is not None else None
     start_run(
