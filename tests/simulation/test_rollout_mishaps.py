@@ -407,3 +407,40 @@ def test_a_run_that_completed_and_was_open_for_late_nodes_has_completed() -> Non
     fleet.change(version="1.1.0")
     fleet.settle()
     assert fleet.assignments() == {"r-1.1.0": 10}, "a fleet may return to what it once ran"
+
+
+def test_a_node_does_not_go_back_to_what_was_withdrawn_after_its_retry_was_granted() -> None:
+    fleet = stopped()
+    fleet.ask("retry")
+    fleet.execute(fleet.plan())
+    assert entry(fleet, "node-003") == [("Retrying", "ImagePullBackOff")]
+    fleet.phases["1.0.0"] = "Withdrawn"
+    go_on(fleet, 100)
+    assert fleet.assignment("node-003") == "r-1.1.0"
+    assert entry(fleet, "node-003") == [("Failed", "ImagePullBackOff")]
+
+
+def test_runs_that_moved_nobody_have_numbers_of_their_own_when_the_history_is_short() -> None:
+    fleet = installed(runHistoryLimit=1)
+    numbers = []
+    for minor in range(1, 5):
+        fleet.change(version=f"1.{minor}.0")
+        fleet.settle(until=lambda f: f.status.run is not None and f.status.run.version == f.spec.version)
+        assert fleet.status.run is not None
+        numbers.append(fleet.status.run.id)
+    assert {batch.spec.run for batch in fleet.batches.values()} <= {1}
+    assert numbers == [2, 3, 4, 5]
+
+
+def test_a_node_of_the_same_name_is_another_node() -> None:
+    fleet = installed(4, strategy={"type": "Full", "full": {"maxInFlight": 1}}, onFailure="Pause")
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: any(state == "Starting" for _, state, _ in f.entries(2)))
+    [moving] = [each.name for each, state, _ in fleet.entries(2) if state == "Starting"]
+    waiting = next(each.name for each, state, _ in fleet.entries(2) if state == "Pending")
+    for name in (moving, waiting):
+        fleet.leave(name)
+        fleet.join(name)
+    fleet.execute(fleet.plan())
+    assert entry(fleet, moving) == [("Failed", "NodeGone")]
+    assert entry(fleet, waiting) == [("Skipped", "NodeGone")]
