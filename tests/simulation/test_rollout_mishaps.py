@@ -1,12 +1,13 @@
 """Stories of what once went wrong, or nearly did: outages, restarts, strangers' hands. Each names what must not be."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from outrider.core.moves import is_leaving
 from outrider.core.plan import CreateBatch
-from outrider.core.snapshot import RolloutSnapshot
+from outrider.core.ranges import parse_range
+from outrider.core.snapshot import Neighbour, RolloutSnapshot
 from simulation.fleet import KEY, Fleet, make_spec
 
 CANARY = {"type": "Canary", "canary": {"steps": [{"nodes": 1}]}, "rolling": {"batchSize": "25%"}}
@@ -301,3 +302,145 @@ def test_a_joiner_whose_label_cannot_be_set_never_runs_the_old_and_the_new_stabl
     go_on(fleet, 120)  # at each tick the world sees to it that no two agents live on a node
     assert fleet.assignments() == {"r-1.1.0": 10, "None": 1}
     assert {pod.revision for pod in fleet.nodes["stubborn"].pods} == {"r-1.1.0"}
+
+
+def refuses_node_3(node: str, revision: str) -> str:
+    return "image-pull" if (node, revision) == ("node-003", "r-1.1.0") else "healthy"
+
+
+def stopped(**changes: Any) -> Fleet:
+    """A fleet whose run to 1.1.0 has stopped, because one node failed and stands there."""
+    fleet = installed(onFailure="Pause", **changes)
+    fleet.behaviour = refuses_node_3
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    assert fleet.status.phase == "Stalled"
+    return fleet
+
+
+def entry(fleet: Fleet, name: str) -> list[tuple[str, str]]:
+    assert fleet.status.run is not None
+    return [(state, reason) for each, state, reason in fleet.entries(fleet.status.run.id) if each.name == name]
+
+
+def test_a_retry_of_a_node_that_cannot_go_back_first_looks_at_it_once_more() -> None:
+    hinders: list[Callable[[Fleet], None]] = [
+        lambda fleet: fleet.phases.update({"1.0.0": "Withdrawn"}),
+        lambda fleet: fleet.label("node-003", {"outrider.dev/exclude": "true"}),
+    ]
+    for hinder in hinders:
+        fleet = stopped()
+        hinder(fleet)
+        fleet.ask("retry")
+        go_on(fleet, 100)
+        assert entry(fleet, "node-003") == [("Failed", "ImagePullBackOff")]
+        assert fleet.status.phase == "Stalled", "it does not wait for ever without a word"
+
+
+def test_a_retry_takes_no_agent_away_that_another_component_needs() -> None:
+    fleet = stopped()
+    needs = {"3.0.0": (("agent", parse_range(">=1.1.0")),)}
+    fleet.neighbours["shipper"] = Neighbour("shipper-key", {"s-1": "3.0.0"}, needs)
+    fleet.label("node-003", {"shipper-key": "s-1"})
+    fleet.ask("retry")
+    go_on(fleet, 100)
+    assert fleet.assignment("node-003") == "r-1.1.0"
+    assert fleet.status.phase == "Stalled"
+
+
+def test_a_node_that_dies_on_its_way_to_be_tried_again_does_not_hold_the_run_for_ever() -> None:
+    fleet = stopped()
+    fleet.set_ready("node-003", False)
+    fleet.ask("retry")
+    go_on(fleet, 100)
+    assert entry(fleet, "node-003") == [("Failed", "ReturnFailed")]
+    assert fleet.status.phase == "Stalled"
+
+
+def test_a_node_that_stayed_where_it_failed_is_tried_again_after_the_run_has_completed() -> None:
+    strategy = {"type": "Rolling", "rolling": {"batchSize": "25%"}, "failureTolerance": 1}
+    fleet = installed(strategy=strategy)
+    fleet.behaviour = refuses_node_3
+    fleet.change(version="1.1.0")
+    fleet.phases["1.0.0"] = "Withdrawn"
+    fleet.settle()
+    assert (fleet.status.phase, fleet.assignment("node-003")) == ("Completed", "r-1.1.0")
+    fleet.phases["1.0.0"] = "Published"
+    fleet.behaviour = lambda _node, _revision: "healthy"
+    fleet.ask("retry")
+    go_on(fleet, 100)
+    assert entry(fleet, "node-003") == [("Skipped", "Retried"), ("Succeeded", "")]
+    assert fleet.status.phase == "Completed"
+
+
+def test_a_rollback_by_request_in_a_window_records_no_more_than_the_window_needs() -> None:
+    fleet = installed(30, strategy={"type": "Rolling", "rolling": {"maxUnavailable": 1}})
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    fleet.ask("rollback", run=2)
+    go_on(fleet, 10)
+    assert len([batch for batch in fleet.batches.values() if batch.spec.run == 3]) == 1
+
+
+def test_a_rollback_by_request_leaves_an_excluded_node_alone() -> None:
+    fleet = installed()
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    fleet.label("node-003", {"outrider.dev/exclude": "true"})
+    fleet.ask("rollback", run=2)
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.0.0": 9, "r-1.1.0": 1}
+    assert entry(fleet, "node-003") == [("Skipped", "AgentKept")]
+
+
+def test_a_run_that_completed_and_was_open_for_late_nodes_has_completed() -> None:
+    fleet = installed()
+    fleet.set_ready("node-004", False)
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    fleet.set_ready("node-004", True)
+    fleet.settle(until=lambda f: f.status.run is not None and f.status.run.state == "Running")
+    fleet.change(version="1.2.0")
+    fleet.settle()
+    assert (fleet.status.history[0].version, fleet.status.history[0].result) == ("1.1.0", "PartiallySucceeded")
+    fleet.phases["1.1.0"] = "Deprecated"
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.1.0": 10}, "a fleet may return to what it once ran"
+
+
+def test_a_node_does_not_go_back_to_what_was_withdrawn_after_its_retry_was_granted() -> None:
+    fleet = stopped()
+    fleet.ask("retry")
+    fleet.execute(fleet.plan())
+    assert entry(fleet, "node-003") == [("Retrying", "ImagePullBackOff")]
+    fleet.phases["1.0.0"] = "Withdrawn"
+    go_on(fleet, 100)
+    assert fleet.assignment("node-003") == "r-1.1.0"
+    assert entry(fleet, "node-003") == [("Failed", "ImagePullBackOff")]
+
+
+def test_runs_that_moved_nobody_have_numbers_of_their_own_when_the_history_is_short() -> None:
+    fleet = installed(runHistoryLimit=1)
+    numbers = []
+    for minor in range(1, 5):
+        fleet.change(version=f"1.{minor}.0")
+        fleet.settle(until=lambda f: f.status.run is not None and f.status.run.version == f.spec.version)
+        assert fleet.status.run is not None
+        numbers.append(fleet.status.run.id)
+    assert {batch.spec.run for batch in fleet.batches.values()} <= {1}
+    assert numbers == [2, 3, 4, 5]
+
+
+def test_a_node_of_the_same_name_is_another_node() -> None:
+    fleet = installed(4, strategy={"type": "Full", "full": {"maxInFlight": 1}}, onFailure="Pause")
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: any(state == "Starting" for _, state, _ in f.entries(2)))
+    [moving] = [each.name for each, state, _ in fleet.entries(2) if state == "Starting"]
+    waiting = next(each.name for each, state, _ in fleet.entries(2) if state == "Pending")
+    for name in (moving, waiting):
+        fleet.leave(name)
+        fleet.join(name)
+    fleet.execute(fleet.plan())
+    assert entry(fleet, moving) == [("Failed", "NodeGone")]
+    assert entry(fleet, waiting) == [("Skipped", "NodeGone")]

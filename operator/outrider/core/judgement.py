@@ -279,11 +279,16 @@ def _judge_retry(work: Work, entry: BatchNode, result: NodeResult, node: Node) -
             return with_state(work, result, "Skipped", "Retried", result.message)
         if verdict.wake_at is not None:
             work.wakes.append(verdict.wake_at)
-    # If it does not become healthy there either, that is no reason not to try it again: it was asked for.
+    timeout = work.seen.spec.health.timeout_seconds
     deadline = since_observed(work, result.started_at or work.seen.now)
-    deadline += timedelta(seconds=work.seen.spec.health.timeout_seconds)
-    if work.assignment(node) == entry.back and work.seen.now >= deadline:
-        return with_state(work, result, "Skipped", "Retried", result.message)
+    deadline += timedelta(seconds=timeout + work.paused_seconds() - result.paused_seconds)
+    if work.seen.now >= deadline and (work.run is None or work.run.paused_since is None):
+        if work.assignment(node) == entry.back:
+            # That it does not become healthy there either is no reason not to try it again: it was asked for.
+            return with_state(work, result, "Skipped", "Retried", result.message)
+        reason = result.reason if work.assignment(node) == entry.to else "ReturnFailed"
+        why = f"it was to be tried again, and did not come back to what it ran before within {timeout} s"
+        return with_state(work, result, "Failed", reason, why)
     work.wakes.append(max(deadline, work.seen.now + timedelta(seconds=1)))
     return result
 

@@ -30,14 +30,16 @@ from outrider.api.rollout import (
 )
 from outrider.core.analysis import forgive_analyses
 from outrider.core.canary import last_step
+from outrider.core.fleet import is_excluded
 from outrider.core.gates import find_unapproved_step
 from outrider.core.judgement import with_state
+from outrider.core.leavers import reopen
 from outrider.core.ranges import parse_version
 from outrider.core.runs import end_run, start_run
-from outrider.core.snapshot import Request
-from outrider.core.states import COMPLETED, FAILED, ONGOING
+from outrider.core.snapshot import Node, Request
+from outrider.core.states import COMPLETED, FAILED, ONGOING, UNDECIDED
 from outrider.core.takeback import is_left, nodes_to_take_back, read_takeback, why_left
-from outrider.core.work import Work, find_phase, name_versions, same_node
+from outrider.core.work import Work, check_breach, find_phase, is_barred, name_versions, same_node
 
 ORDER: tuple[RequestKind, ...] = ("reconcile", "abort", "rollback", "retry", "approve")
 """Of several requests at once what stops comes before what goes on."""
@@ -242,6 +244,8 @@ def _retry(work: Work, request: Request) -> str:
     count = _forgive(work, request, left_out=True)
     if not count:
         return f"no node failed or was left out in run {run.id}; there is nothing to retry"
+    if work.count(UNDECIDED):
+        reopen(work)  # some are still where they failed, and only a run that is under way looks at them
     return _accept(work, request, f"{_nodes(count)} of run {run.id} to {run.version} once more")
 
 
@@ -282,16 +286,21 @@ def _forgive(work: Work, request: Request, *, left_out: bool) -> int:
         count += 1
         message = f"it had ended as {result.state} ({result.reason}); {_who(request)} asked to try it again"
         if result.state in FAILED and assignment != entry.back:
-            if entry.back == entry.to:
+            began = {"started_at": work.seen.now, "finished_at": None, "paused_seconds": work.paused_seconds()}
+            begun = result.model_copy(update=began)
+            if entry.back == entry.to or (assignment == entry.to and _must_stay(work, node, entry.back)):
                 # There is nothing else to run on it: it is looked at once more.
-                fresh = result.model_copy(update={"started_at": work.seen.now, "finished_at": None})
-                results[entry.name] = with_state(work, fresh, "Starting", "", "")
+                results[entry.name] = with_state(work, begun, "Starting", "", "")
                 continue
-            back = result.model_copy(update={"started_at": work.seen.now})
-            results[entry.name] = with_state(work, back, "Retrying", result.reason, message)
+            results[entry.name] = with_state(work, begun, "Retrying", result.reason, message)
             continue
         results[entry.name] = with_state(work, result, "Skipped", "Retried", message)
     return count
+
+
+def _must_stay(work: Work, node: Node, back: str) -> bool:
+    """Tell whether a failed node cannot go back to what it came from."""
+    return is_excluded(node) or is_barred(work, back) or check_breach(work, node, back) is not None
 
 
 def _rollback(work: Work, request: Request) -> str:

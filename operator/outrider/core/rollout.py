@@ -202,6 +202,8 @@ def supersede(work: Work) -> None:
         return
     if run is not None:
         ended: RunState = run.state if run.state not in ONGOING else "Superseded"
+        if ended == "Superseded" and run.late_nodes is not None:
+            ended = "PartiallySucceeded"  # it had completed, and was only open for nodes that came late
         wish = seen.spec.version
         if wish == run.version and run.kind == "Rollout":
             wish = f"another template or delivery of {wish}"
@@ -211,7 +213,7 @@ def supersede(work: Work) -> None:
                 "RunSuperseded",
                 f"Run {run.id} to {run.version} ends unfinished: the Rollout now wants {wish}",
             )
-        superseded = f"given up, because the Rollout now wants {wish}" if ended == "Superseded" else ""
+        superseded = f"given up, because the Rollout now wants {wish}" if run.state in ONGOING else ""
         end_run(work, ended, superseded)
     retry_by = run.retry_by if run is not None else None
     start_run(
@@ -246,13 +248,15 @@ def send_failed_nodes_back(work: Work) -> None:
         return
     broken: list[tuple[Node, str]] = []
     for batch, entry, result in list(work.entries({"Failed", "Retrying"})):
-        if result.reason in {"NodeGone", "ReturnFailed"} or entry.back == entry.to:
+        given_up = result.state == "Failed" and result.reason in {"NodeGone", "ReturnFailed"}
+        if given_up or entry.back == entry.to:
             continue
         node = same_node(work, entry)
         if node is None or work.assignment(node) == entry.back or is_excluded(node):
             continue
         if result.state == "Retrying":
-            move(work, node, entry.back)
+            if is_leaving(work.assignment(node)) or check_breach(work, node, entry.back) is None:
+                move(work, node, entry.back)
             continue
         if is_barred(work, entry.back) and work.assignment(node) != leaving(entry.back):
             continue  # it stays failed where it is, until what it came from may be used again

@@ -18,11 +18,13 @@ from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import BatchNode, NodeResult, RunState, RunStatus
 from outrider.core import batches as arithmetic
 from outrider.core.compatibility import UNKNOWN
+from outrider.core.fleet import is_excluded
 from outrider.core.moves import target_of
-from outrider.core.selection import create_batch
+from outrider.core.selection import create_batches
 from outrider.core.snapshot import Hindrance, Node
 from outrider.core.standing import request_verification
 from outrider.core.states import FAILED
+from outrider.core.window import count_to_record, rolls_in_a_window
 from outrider.core.work import (
     Work,
     bad_revisions,
@@ -135,6 +137,8 @@ def why_left(work: Work, node: Node, goal: str, leaves: frozenset[str]) -> tuple
     component = work.seen.spec.component
     if assignment is None or target_of(assignment) not in leaves:
         return "MovedSince", f"it was moved on since: it runs {_tell_version(work, assignment)}"
+    if is_excluded(node):
+        return "AgentKept", "the node keeps its agent: it is excluded"
     if goal == target_of(assignment):
         return "NothingToReturnTo", "it ran nothing else before that a completed run had brought"
     if goal == ASSIGNMENT_NONE:
@@ -209,12 +213,16 @@ def start_next_batch_back(work: Work, run: RunStatus) -> None:
     movable = [node for node in ordered if why_left(work, node, aim.goal_of(node), aim.leaves) is None]
     left = {node.name for node in ordered} - {node.name for node in movable}
     size = len(movable)
-    if work.seen.spec.strategy.type != "Full":
+    if rolls_in_a_window(work):
+        size = count_to_record(work)
+        if not size:
+            return
+    elif work.seen.spec.strategy.type != "Full":
         size = max(1, arithmetic.rolling_size(work.seen.spec, run.nodes) - count_between_elsewhere(work))
     chosen = movable[:size]
     if not run.batches or not chosen:
         chosen += [node for node in ordered if node.name in left]
-    create_batch(work, chosen, step=0, to=aim.goal_of)
+    create_batches(work, chosen, step=0, to=aim.goal_of)
 
 
 def result_of(work: Work) -> tuple[RunState, str]:
