@@ -191,7 +191,11 @@ async def test_an_agent_that_is_being_asked_is_not_asked_once_more(desk: Desk) -
 
 async def test_servers_of_one_namespace_that_do_not_answer_keep_no_other_namespace_waiting(desk: Desk) -> None:
     released = threading.Event()
-    desk.web.handlers["/page"] = lambda _handler: released.wait(5) and None
+
+    def wait(_handler: http.server.BaseHTTPRequestHandler) -> None:
+        released.wait(5)
+
+    desk.web.handlers["/page"] = wait
     desk.web.handlers["/quick"] = lambda handler: handler.send_error(500)
     names = [f"slow-{number}" for number in range(10)]
     slow = desk.seen(analysis=[{"name": name, "web": {"url": f"{desk.web.url}/page"}} for name in names])
