@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import http.server
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -186,6 +187,30 @@ async def test_an_agent_that_is_being_asked_is_not_asked_once_more(desk: Desk) -
 
 
 # --- analyses ---------------------------------------------------------------------------------
+
+
+async def test_servers_of_one_namespace_that_do_not_answer_keep_no_other_namespace_waiting(desk: Desk) -> None:
+    released = threading.Event()
+
+    def wait(_handler: http.server.BaseHTTPRequestHandler) -> None:
+        released.wait(5)
+
+    desk.web.handlers["/page"] = wait
+    desk.web.handlers["/quick"] = lambda handler: handler.send_error(500)
+    names = [f"slow-{number}" for number in range(10)]
+    slow = desk.seen(analysis=[{"name": name, "web": {"url": f"{desk.web.url}/page"}} for name in names])
+    desk.begin(slow, *(AskAnalysis(BATCH, name, 1) for name in names))
+    await until(lambda: len(desk.web.requests) >= 4)
+    memory, seen = Memory(), desk.seen(analysis=[{"name": "page", "web": {"url": f"{desk.web.url}/quick"}}])
+    run = RunStatus.model_validate(
+        {"id": 2, "kind": "Rollout", "state": "Running", "version": "1.1.0", "revision": "r", "startedAt": NOW}
+    )
+    plan = Plan((AskAnalysis(BATCH, "page", 1),), RolloutStatus(run=run))
+    desk.checks.begin("other/node-agent", replace(seen, namespace="other"), plan, memory)
+    await until(lambda: memory.answers)
+    assert memory.answers[BATCH, "page"].verdict == "Fail"
+    assert [path for path, _ in desk.web.requests] == ["/page"] * 4 + ["/quick"]
+    released.set()
 
 
 async def test_an_attempt_is_asked_once_and_the_next_anew(desk: Desk) -> None:

@@ -692,7 +692,20 @@ def test_a_rollback_that_cannot_be_is_refused(wish: dict[str, Any], words: str) 
     assert fleet.patches == []
 
 
-@pytest.mark.parametrize("value", ["{", "[]", "7", "x" * 5000, '{"id": ""}'])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{",
+        "[]",
+        "7",
+        pytest.param("x" * 5000, id="long"),
+        pytest.param("[" * 100_000, id="deeply nested"),
+        '{"id": ""}',
+        pytest.param('{"id": "\\ud800", "run": 2}', id="half a character"),
+        pytest.param('{"id": "a", "run": 1' + "0" * 4000 + "}", id="a number without end"),
+        pytest.param('{"id": "a", "run": 2, "' + "k" * 5000 + '": 1}', id="a long key"),
+    ],
+)
 def test_a_malformed_rollback_is_refused_once_and_forgotten(value: str) -> None:
     fleet = updated("1.1.0")
     fleet.requests["rollback"] = Request("rollback", value, "alice")

@@ -209,7 +209,19 @@ def test_what_is_not_as_the_patch_made_it_is_not_in_force(change_of: Json) -> No
     assert not is_in_force(replace(shared, **change_of), "agent", KEY)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"updateStrategy": 1}', '{"updateStrategy": {}, "kept": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        pytest.param("[" * 100_000, id="deeply nested"),
+        '{"updateStrategy": 1}',
+        '{"updateStrategy": {}, "kept": 1}',
+        '{"updateStrategy": {}, "kept": [1]}',
+        '{"updateStrategy": {}, "kept": [], "nodeSelectorTerms": ["n1"]}',
+    ],
+)
 def test_what_cannot_be_read_was_not_stored(text: str) -> None:
     assert read_original(text) is None
 

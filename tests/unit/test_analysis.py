@@ -130,7 +130,9 @@ def test_each_attempt_has_a_name_of_its_own_that_any_process_finds_again() -> No
     assert len({first, *others}) == 5
     long = check_job_name("r" * 40, "u", "b", "a" * 40, 1, a_job())
     assert len(long) <= 63
-    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", check_job_name("a-", "u", "b", "c", 1, a_job()))
+    for rollout in ("a-", "node.agent", f"{'r' * 23}.eu"):
+        name = check_job_name(rollout, "u", "b", "c", 1, a_job())
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name), name
 
 
 @pytest.mark.parametrize(

@@ -242,14 +242,18 @@ def read_original(text: str) -> Json | None:
     """Read what was stored of a DaemonSet as it was before; None if nothing (readable) is."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or not isinstance(found.get("updateStrategy"), dict):
         return None
     terms, kept = found.get("nodeSelectorTerms"), found.get("kept")
-    if not (terms is None or isinstance(terms, list)) or not isinstance(kept, list):
+    if not (terms is None or _holds_only(dict, terms)) or not _holds_only(str, kept):
         return None
     return {"updateStrategy": found["updateStrategy"], "nodeSelectorTerms": terms, "kept": kept}
+
+
+def _holds_only(kind: type, value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, kind) for one in value)
 
 
 def _escape(name: str) -> str:

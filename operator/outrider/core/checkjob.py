@@ -18,7 +18,7 @@ _KEEP_SECONDS = 3600
 def check_job_name(rollout: str, uid: str, batch: str, analysis: str, attempt: int, check: JobCheck) -> str:
     """Return the name of the Job of one attempt: another template is another Job. At most 63 characters."""
     content = json.dumps([uid, batch, analysis, attempt, check.to_api()], sort_keys=True)
-    readable = f"check-{rollout[:24]}-{analysis[:20]}".rstrip("-")
+    readable = f"check-{rollout[:24]}-{analysis[:20]}".replace(".", "-").rstrip("-")
     return f"{readable}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
 
 

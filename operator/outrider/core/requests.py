@@ -46,6 +46,7 @@ ORDER: tuple[RequestKind, ...] = ("reconcile", "abort", "rollback", "retry", "ap
 
 MAX_NONCE = 128
 _MAX_BATCHES = 100
+_MAX_NUMBER = 2**31 - 1
 _LISTED = 5
 
 
@@ -110,26 +111,27 @@ def parse_rollback(text: str) -> Wish:
     """Read a rollback's annotation; raises ValueError with a sentence on what is wrong with it."""
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError("it is not JSON") from error
     if not isinstance(found, dict):
         raise ValueError("it is not a JSON object")
     # A typing error in `batches` must not take back the whole run.
     if unknown := sorted(found.keys() - {"id", "run", "batches", "version"}):
-        raise ValueError(f"it has {unknown[0]!r}, which means nothing here")
+        raise ValueError(f"it has {unknown[0][:40]!r}, which means nothing here")
     return Wish(_id_in(found), _run_in(found), _batches_in(found), _version_in(found))
 
 
 def _id_in(found: Mapping[str, Any]) -> str:
     value = found.get("id")
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NONCE:
-        raise ValueError(f"its id is not a text of 1 to {MAX_NONCE} characters")
+    # Printable: half a character, which JSON can escape, is echoed as another one, and would never count as answered.
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NONCE or not value.isprintable():
+        raise ValueError(f"its id is not a text of 1 to {MAX_NONCE} printable characters")
     return value
 
 
 def _run_in(found: Mapping[str, Any]) -> int:
     value = found.get("run")
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_NUMBER:
         raise ValueError("its run is not the number of a run")
     return value
 
@@ -139,7 +141,9 @@ def _batches_in(found: Mapping[str, Any]) -> tuple[int, ...]:
         return ()
     value = found["batches"]
     good = isinstance(value, list) and 1 <= len(value) <= _MAX_BATCHES
-    if not good or any(not isinstance(one, int) or isinstance(one, bool) or one < 1 for one in value):
+    if not good or any(
+        not isinstance(one, int) or isinstance(one, bool) or not 1 <= one <= _MAX_NUMBER for one in value
+    ):
         raise ValueError(
             f"its batches are not a list of 1 to {_MAX_BATCHES} numbers; without batches the whole run goes back"
         )

@@ -7,6 +7,7 @@ import asyncio
 import ipaddress
 import logging
 import urllib.parse
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 _THREADS: Final = 8
 """How many queries and web checks are under way at a time, over all Rollouts."""
+_THREADS_OF_A_NAMESPACE: Final = 4
+"""And of one namespace: servers of one tenant that do not answer must not keep others' analyses from being asked."""
 _JOB_SECONDS: Final = 1.0
 """How often a Job under way is looked at."""
 
@@ -59,6 +62,9 @@ class Checks:
         self._limits = CheckLimits(settings.allowed_check_hosts, guard)
         self._prober = AgentProber(guard)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="analysis")
+        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(_THREADS_OF_A_NAMESPACE)
+        )
         self._probing: dict[str, asyncio.Task[None]] = {}
         self._asking: dict[str, dict[tuple[str, str], _Question]] = {}
         self._tidying: set[asyncio.Task[None]] = set()
@@ -202,9 +208,10 @@ class Checks:
         plain = any(fnmatchcase(urllib.parse.urlsplit(url).netloc, g) for g in self._settings.plain_http_sources)
         access = HttpAccess(login.header() if login is not None else None, ca_pem, plain)
         loop = asyncio.get_running_loop()
-        if isinstance(check, PrometheusQuery):
-            return await loop.run_in_executor(self._threads, ask_prometheus, check, access, self._limits)
-        return await loop.run_in_executor(self._threads, ask_web, check, access, self._limits)
+        async with self._turns[namespace]:
+            if isinstance(check, PrometheusQuery):
+                return await loop.run_in_executor(self._threads, ask_prometheus, check, access, self._limits)
+            return await loop.run_in_executor(self._threads, ask_web, check, access, self._limits)
 
     async def _ask_job(
         self, seen: RolloutSnapshot, about: tuple[str, str], question: _Question, check: JobCheck
