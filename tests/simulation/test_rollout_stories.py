@@ -286,3 +286,19 @@ def test_nodes_that_the_version_has_nothing_for_are_left_out_and_keep_their_agen
     assert [(e.name, s, r) for e, s, r in fleet.entries(2) if s != "Succeeded"] == [
         ("node-001", "Skipped", "NoArtifact")
     ]
+
+
+def test_the_record_of_a_node_that_is_half_way_outlives_the_limit() -> None:
+    fleet = Fleet(3, make_spec(strategy={"type": "Rolling", "rolling": {"batchSize": 1}}, runHistoryLimit=1))
+    fleet.settle()
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: f.assignments().get("to-r-1.1.0", 0) == 1)
+    for version in ("1.0.0", "1.1.0", "1.0.0", "1.1.0", "1.0.0"):
+        fleet.change(version=version)
+        fleet.execute(fleet.plan())
+        fleet.execute(fleet.plan())
+    assert fleet.assignments().get("to-r-1.1.0") == 1
+    assert 2 in {batch.spec.run for batch in fleet.batches.values()}
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.0.0": 3}
+    assert 2 not in {batch.spec.run for batch in fleet.batches.values()}

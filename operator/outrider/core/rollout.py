@@ -552,14 +552,24 @@ def forget(work: Work) -> None:
     if (run := work.run) is not None:
         kept |= {run.id, run.of_run or run.id}
         needed |= {run.revision, run.from_revision, run.to_revision}
+    # A node that is half-way to where a record brings it arrives first.
+    is_old = any(batch.spec.run not in kept for batch in seen.batches)
+    under_way = list(work.nodes_between) if is_old else []
+    between = {(node.name, node.uid): target_of(work.assignment(node) or "") for node in under_way}
     for batch in seen.batches:
-        if batch.spec.run not in kept:
+        if batch.spec.run not in kept and not _brings(batch, between):
             work.clean_up.append(DeleteBatch(batch.name))
             continue
         needed |= batch.revisions
     needed |= seen.assigned
     needed |= {target_of(entry) for entry in needed if entry is not None}
     work.clean_up.extend(DeleteRevision(revision) for revision in sorted(seen.revisions) if revision not in needed)
+
+
+def _brings(batch: Batch, between: Mapping[tuple[str, str], str]) -> bool:
+    """Tell whether a batch names a node that is between two revisions for where that goes."""
+    goals = ((entry, between.get((entry.name, entry.uid))) for entry in batch.spec.nodes) if between else ()
+    return any(goal is not None and goal in {entry.to, entry.back} for entry, goal in goals)
 
 
 POLICIES: tuple[Policy, ...] = (
