@@ -444,3 +444,17 @@ def test_a_node_of_the_same_name_is_another_node() -> None:
     fleet.execute(fleet.plan())
     assert entry(fleet, moving) == [("Failed", "NodeGone")]
     assert entry(fleet, waiting) == [("Skipped", "NodeGone")]
+
+
+def test_what_was_never_completed_is_no_way_back_however_short_the_history_is() -> None:
+    fleet = installed(6, runHistoryLimit=1, strategy={"type": "Rolling", "rolling": {"batchSize": 2}})
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: f.assignments().get("r-1.1.0", 0) == 2)
+    fleet.behaviour = lambda _node, revision: "healthy" if revision in {"r-1.0.0", "r-1.1.0"} else "image-pull"
+    for number, version in ((3, "1.2.0"), (4, "1.3.0")):
+        fleet.change(version=version)
+        while fleet.status.run is None or fleet.status.run.id < number:
+            go_on(fleet, 1)
+    fleet.settle()
+    assert {entry.back for entry, _, _ in fleet.entries()} == {"r-1.0.0"}
+    assert fleet.assignments() == {"r-1.0.0": 6}

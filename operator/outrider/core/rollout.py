@@ -44,7 +44,7 @@ from outrider.core.plan import (
 from outrider.core.probes import probe_agents
 from outrider.core.requests import answer_requests
 from outrider.core.rollout_status import Tally, build_status, tell_changes
-from outrider.core.runs import end_run, finish_run, known_revisions, start_run
+from outrider.core.runs import end_run, finish_run, known_revisions, start_run, trim_history
 from outrider.core.selection import choose_candidates, create_batch, create_batches, next_size, remaining_nodes
 from outrider.core.snapshot import Batch, Node, RolloutSnapshot
 from outrider.core.standing import (
@@ -543,8 +543,7 @@ def complete(work: Work) -> None:
 def forget(work: Work) -> None:
     """Which records and DaemonSets does nothing name any more? They are deleted."""
     seen = work.seen
-    limit = seen.spec.run_history_limit
-    del work.history[limit:]
+    trim_history(work)
     del work.completed[seen.spec.revision_history_limit :]
     kept = {record.id for record in work.history}
     # The DaemonSet that was taken over is its owner's.

@@ -14,6 +14,9 @@ from outrider.core.judgement import with_state
 from outrider.core.states import COMPLETED, FAILED, RESULTS
 from outrider.core.work import Work
 
+_MAX_HISTORY = 50
+"""Ended runs that a status holds at most, as its schema says."""
+
 
 def start_run(
     work: Work,
@@ -121,4 +124,19 @@ def end_run(work: Work, result: RunState, message: str) -> None:
             message=message[:512],
         ),
     )
-    del work.history[work.seen.spec.run_history_limit :]
+    trim_history(work)
+
+
+def trim_history(work: Work) -> None:
+    """Forget the oldest runs; but none that never completed while nodes are on what it brought.
+
+    That it is untried is known from there alone: forgotten, it would be a way back like any other.
+    """
+    limit = work.seen.spec.run_history_limit
+    untried = {
+        record.id
+        for record in work.history[limit:]
+        if record.kind == "Rollout" and record.result not in COMPLETED and record.revision in work.seen.assigned
+    }
+    work.history[limit:] = [record for record in work.history[limit:] if record.id in untried]
+    del work.history[_MAX_HISTORY:]
