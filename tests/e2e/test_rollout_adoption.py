@@ -329,7 +329,11 @@ def test_what_cannot_be_taken_over_is_refused_and_nothing_is_touched(
                 "selector": {"matchLabels": {"app": OLD}},
                 "template": {
                     "metadata": {"labels": {"app": OLD}},
-                    "spec": {"nodeSelector": {"old": "yes"}, "containers": [{"name": "agent", "image": "old:dev"}]},
+                    "spec": {
+                        "nodeSelector": {"old": "yes"},
+                        "tolerations": [{"operator": "Exists"}],
+                        "containers": [{"name": "agent", "image": "old:dev"}],
+                    },
                 },
             },
         },

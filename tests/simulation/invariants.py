@@ -235,7 +235,11 @@ def dead_left_alone(trial: Trial, action: Any) -> str:
     going_back = (
         run is None
         or run.kind == "Rollback"
-        or any(result.state in FAILED for _, _, result in entries_of_node(trial, action.node, action.uid, run.id))
+        # Who failed and is tried again goes back first, wherever he failed.
+        or any(
+            result.state in {*FAILED, "Retrying"}
+            for _, _, result in entries_of_node(trial, action.node, action.uid, run.id)
+        )
     )
     if going_back:
         return ""
