@@ -307,8 +307,12 @@ class Controller:
 
     def _batch_changed(self, before: StoredBatch | None, after: StoredBatch | None) -> None:
         batch = after or before
-        if batch is not None:
-            self._rollout_queue.add(f"{batch.namespace}/{batch.rollout}")
+        if batch is None:
+            return
+        # Those of other components, too: what requires this one waits until a record says that it is healthy there.
+        for rollout in self.rollouts.values():
+            if rollout["metadata"]["namespace"] == batch.namespace:
+                self._rollout_queue.add(_key(rollout))
 
     def _trust_changed(self) -> None:
         self._version_reconciler.trust_changed()
