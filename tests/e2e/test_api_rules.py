@@ -259,7 +259,7 @@ def test_one_command_shows_everything_at_a_glance(cluster: E2eCluster, namespace
     headers = [" ".join(line.split()) for line in lines if line.startswith("NAME")]
     assert headers == [
         "NAME VERSION PHASE LATEST READY REASON AGE",
-        "NAME KIND RUN BATCH STEP FROM TO STATE SUCCEEDED FAILED SKIPPED PENDING AGE",
+        "NAME KIND BATCH FROM TO STATE SUCCEEDED FAILED SKIPPED PENDING AGE",
         "NAME VERSION PHASE BATCH NODES UPDATED FAILED RUNNING READY AGE",
     ]
     assert max(len(line) for line in lines) <= 132

@@ -167,9 +167,7 @@ KINDS: tuple[Kind, ...] = (
         rules=ROLLOUT_BATCH_RULES,
         columns=(
             Column("Kind", ".spec.kind", description="Rollout, or Rollback: nodes go back."),
-            Column("Run", ".spec.run", "integer"),
             Column("Batch", ".spec.batch", "integer"),
-            Column("Step", ".spec.step", "integer", description="The canary step; 0 for a batch that is none."),
             Column("From", ".spec.fromVersion", description="The version that its nodes leave."),
             Column("To", ".spec.toVersion", description="The version that its nodes get."),
             Column("State", ".status.state"),
@@ -179,6 +177,8 @@ KINDS: tuple[Kind, ...] = (
             Column("Pending", ".status.pending", "integer"),
             _AGE,
             Column("Rollout", ".spec.rollout", wide=True),
+            Column("Run", ".spec.run", "integer", wide=True),
+            Column("Step", ".spec.step", "integer", wide=True, description="The canary step; 0: none."),
             Column("Page", ".spec.page", "integer", wide=True, description="A batch of over 100 nodes has pages."),
             Column("Finished", ".status.finishedAt", "date", wide=True),
         ),
