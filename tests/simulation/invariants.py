@@ -173,7 +173,7 @@ def _size(trial: Trial, batch: Batch, *, own: bool = True) -> int:
     assert run is not None
     if spec.strategy.type == "Full":
         return max(1, len(trial.world.nodes)) if own else arithmetic.in_flight_limit(spec, max(run.nodes, 1))
-    sizes = [arithmetic.rolling_size(spec, run.nodes)]
+    sizes = [arithmetic.rolling_size(spec, arithmetic.size_basis(run))]
     sizes += [arithmetic.canary_size(spec, step, run.nodes) for step in range(1, arithmetic.canary_steps(spec) + 1)]
     # The person may have changed the size since the batch was made.
     return max(*sizes, len(batch.spec.nodes) if own else 0, 1)
@@ -196,7 +196,11 @@ def batch_size(trial: Trial, action: Any) -> str:
             for each in a.status.nodes
         }
     step = action.spec.step
-    allowed = arithmetic.canary_size(spec, step, run.nodes) if step else arithmetic.rolling_size(spec, run.nodes)
+    allowed = (
+        arithmetic.canary_size(spec, step, run.nodes)
+        if step
+        else arithmetic.rolling_size(spec, arithmetic.size_basis(run))
+    )
     template = trial.seen.spec.template.get("spec") or {}
     nodes = [trial.seen.nodes[e.name] for e in action.spec.nodes if results.get(e.name) != "Skipped"]
     movable = [node for node in nodes if node.ready and not why_not_scheduled(template, node)]

@@ -85,6 +85,22 @@ def test_nodes_that_leave_lose_their_agents_batch_by_batch_and_then_their_label(
     assert fleet.status.phase == "Completed"
 
 
+def test_a_node_that_left_and_whose_label_cannot_be_changed_is_recorded_once_and_holds_up_nobody() -> None:
+    fleet = installed(6, strategy={"type": "Rolling", "rolling": {"batchSize": 1}}, health={"timeoutSeconds": 20})
+    gone = leave(fleet, 3)
+    for _ in range(200):
+        plan = fleet.plan()
+        kept = tuple(a for a in plan.actions if not (isinstance(a, actions.Assign) and a.node == gone[1]))
+        fleet.execute(replace(plan, actions=kept))
+        fleet.tick()
+    assert {fleet.assignment(name) for name in gone} == {None, OLD}
+    assert removals(fleet) == [1, 1, 1]
+    assert fleet.status.phase == "Completed"
+    assert [
+        (e.name, state, reason) for e, state, reason in fleet.entries(1) if e.to == "none" and state == "Failed"
+    ] == [(gone[1], "Failed", "PatchRefused")]
+
+
 def test_with_keep_nodes_that_leave_keep_their_agents() -> None:
     fleet = installed(onLeave="Keep")
     gone = leave(fleet, 5)

@@ -23,6 +23,10 @@ def remove_leavers(work: Work) -> None:
         return
     if any(work.finished[batch.name] is None for batch in work.run_batches()):
         return  # of a window several are
+    # Whose label somebody refuses to change is tried once in a run, and not recorded again and again.
+    given_up = {
+        (entry.name, entry.uid) for batch, entry, _ in work.entries({"Failed"}) if batch.spec.purpose == "Removal"
+    }
     served: list[Node] = []
     needed: list[Node] = []
     for name in sorted(seen.leavers):
@@ -30,6 +34,8 @@ def remove_leavers(work: Work) -> None:
         assignment = work.assignment(node)
         if assignment == ASSIGNMENT_NONE:
             work.moves.append(Assign(node.name, node.uid, assignment, None))
+        elif (node.name, node.uid) in given_up:
+            continue
         elif node.ready and assignment is not None and not is_leaving(assignment):
             (served if check_breach(work, node, ASSIGNMENT_NONE) is None else needed).append(node)
     tell_needed_leavers(work, needed)
