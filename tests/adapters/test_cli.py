@@ -468,5 +468,5 @@ def test_help_is_quick_and_loads_nothing_of_this(desk: Desk) -> None:
     assert not {"cryptography", "oras", "requests", "pydantic"} & set(loaded)
     ran = desk.start("--help")
     assert ran.code == 0
-    assert "verify  Verify a FILE or a REFERENCE as the operator does." in ran.out
+    assert "Verify a FILE or a REFERENCE as the operator does." in ran.out
     assert "sign    Sign a FILE as one version of a component." in ran.out
