@@ -469,4 +469,4 @@ def test_help_is_quick_and_loads_nothing_of_this(desk: Desk) -> None:
     ran = desk.start("--help")
     assert ran.code == 0
     assert "Verify a FILE or a REFERENCE as the operator does." in ran.out
-    assert "sign    Sign a FILE as one version of a component." in ran.out
+    assert "Sign a FILE as one version of a component." in ran.out
