@@ -255,7 +255,7 @@ def _environment(cluster: Cluster, folder: Path) -> dict[str, str]:
     """Return a shell's environment in which kubectl, and Outrider as its plugin, are on PATH."""
     programs = folder / "bin"
     programs.mkdir()
-    (programs / "kubectl").symlink_to(ROOT / "tests" / "localcluster" / "kubectl")
+    (programs / "kubectl").symlink_to(cluster.kubectl)
     plugin = programs / "kubectl-outrider"
     plugin.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT / "operator"} exec {sys.executable} -m outrider "$@"\n')
     plugin.chmod(0o755)
