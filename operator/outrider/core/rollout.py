@@ -247,14 +247,14 @@ def send_failed_nodes_back(work: Work) -> None:
     if not work.is_active:
         return
     broken: list[tuple[Node, str]] = []
-    for batch, entry, result in list(work.entries({"Failed", "Retrying"})):
+    for batch, entry, result in list(work.entries({"Failed", "Returning", "Retrying"})):
         given_up = result.state == "Failed" and result.reason in {"NodeGone", "ReturnFailed"}
         if given_up or entry.back == entry.to:
             continue
         node = same_node(work, entry)
         if node is None or work.assignment(node) == entry.back or is_excluded(node):
             continue
-        if result.state == "Retrying":
+        if result.state != "Failed":  # a process may have ended between the record of this and the patch
             if is_leaving(work.assignment(node)) or check_breach(work, node, entry.back) is None:
                 move(work, node, entry.back)
             continue
