@@ -91,7 +91,10 @@ def test_a_version_that_a_rollout_uses_is_not_deleted(story: Story, given: Given
     given.published_versions("1.1.0")
     nodes = given.a_fleet(2, running="1.0.0")
     when.the_version_changes("1.0.0", stage="Deprecated")
-    used = then.the_version_is("1.0.0", "Deprecated", where=lambda obj: "usage" in obj["status"])
+    # Counts are looked at now and then: the Rollout is told before its nodes are.
+    used = then.the_version_is(
+        "1.0.0", "Deprecated", where=lambda obj: obj["status"].get("usage", {}).get("nodes") == 2
+    )
     assert used["status"]["usage"] == {"nodes": 2, "rollouts": [ROLLOUT]}
     assert (
         f"2 nodes run it; Rollouts that want it or may return to it: {ROLLOUT}"
