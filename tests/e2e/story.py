@@ -546,11 +546,6 @@ class When:
         self._story.client.raw("PATCH", path, change, "application/merge-patch+json", by)
         return nonce
 
-    def somebody_approves(self) -> None:
-        """Somebody approves the canary step that waits for it."""
-        asked = {f"{names.GROUP}/approve-requested-at": str(time.time_ns())}
-        self._story.client.merge(f"{self._story.rollouts}/{ROLLOUT}", {"metadata": {"annotations": asked}})
-
     def the_rollout_is_deleted(self, propagation: str = "Background") -> None:
         """Somebody deletes the Rollout, and it goes."""
         story = self._story

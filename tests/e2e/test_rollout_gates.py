@@ -100,7 +100,7 @@ def test_after_a_canary_in_each_zone_the_run_waits_until_somebody_approves_it(
     assert len(set(moved) & set(nodes[:2])) == 1, "one canary in the north"
     assert len(set(moved) & set(nodes[2:4])) == 1, "and one in the south"
 
-    when.somebody_approves()
+    when.somebody_asks("approve")
     done = then.the_rollout_is("Completed")
     then.nodes_run("1.1.0")
     [approval] = done["status"]["run"]["approvals"]

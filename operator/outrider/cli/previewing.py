@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from outrider.core.preview import LeftOut, Move, Preview, Step, tell_nodes, tell_seconds
+from outrider.core.preview import LeftOut, Move, Preview, Step, tell_seconds
+from outrider.core.words import count_nodes
 
 _EXAMPLES = 3
 
@@ -85,7 +86,7 @@ def _lines(preview: Preview, *, show_nodes: bool) -> Iterator[str]:
     yield from _tell_left_out(preview.left_out)
     for owner, nodes in preview.owned_by_others.items():
         yield ""
-        yield f"  {tell_nodes(len(nodes))} of the target belong to Rollout {owner}, which is older: {_some(nodes)}"
+        yield f"  {count_nodes(len(nodes))} of the target belong to Rollout {owner}, which is older: {_some(nodes)}"
     if show_nodes:
         yield from _name_nodes(preview)
     if preview.steps:
@@ -153,7 +154,7 @@ def _tell_left_out(left_out: Sequence[LeftOut]) -> Iterator[str]:
     for out in left_out:
         reasons.setdefault((out.reason, out.message), []).append(out.node)
     yield ""
-    yield f"  {tell_nodes(len(left_out))} would be left out:"
+    yield f"  {count_nodes(len(left_out))} would be left out:"
     for (reason, message), nodes in sorted(reasons.items(), key=lambda item: -len(item[1])):
         yield f"  {len(nodes):>6}  {reason}: {message}"
         yield f"          {_some(nodes)}"

@@ -43,6 +43,7 @@ from outrider.core.scheduling import why_not_scheduled
 from outrider.core.selection import create_batches, next_size
 from outrider.core.snapshot import Hindrance, Legacy, Node, RolloutSnapshot
 from outrider.core.states import FAILED, ONGOING
+from outrider.core.words import name_first
 from outrider.core.work import Work, move
 
 Json = dict[str, Any]
@@ -793,5 +794,4 @@ def _count(nodes: int) -> str:
 
 
 def _names(nodes: Sequence[Node]) -> str:
-    names = sorted(node.name for node in nodes)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return name_first(sorted(node.name for node in nodes))

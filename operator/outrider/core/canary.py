@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from outrider.core.moves import is_leaving
 from outrider.core.snapshot import Hindrance, Node
 from outrider.core.states import FAILED
+from outrider.core.words import name_first
 from outrider.core.work import Work, is_direct, why_skip
 
 
@@ -100,5 +101,4 @@ def _changes_soon(assignment: str | None) -> bool:
 
 def _examples(told: Iterable[tuple[str, str]]) -> str:
     named = sorted(f"{name}: {why}" for name, why in told)
-    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-    return f" ({', '.join(named[:3])}{more})" if named else ""
+    return f" ({name_first(named)})" if named else ""

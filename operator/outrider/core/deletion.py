@@ -14,6 +14,7 @@ from outrider.core import adoption
 from outrider.core.fleet import carries_assignment
 from outrider.core.plan import Assign, DeleteJoiners, DeleteRevision, DropFinalizer, KeepFinalizer
 from outrider.core.snapshot import Node
+from outrider.core.words import name_first
 from outrider.core.work import Work, is_barred, move
 
 LABELS_SECONDS = 600
@@ -41,7 +42,7 @@ def _leave_agents(work: Work) -> bool:
     between = [node.name for node in work.nodes_between if node.ready]
     work.gate = "deleted: half-made moves are being finished"
     if between:
-        work.gate += f"; {len(between)} nodes wait for their old agents to end: {_name(sorted(between))}"
+        work.gate += f"; {len(between)} nodes wait for their old agents to end: {name_first(sorted(between))}"
     joined: list[Node] = []
     stable = work.stable
     if seen.joiners and stable is not None and stable in seen.revisions and not is_barred(work, stable):
@@ -68,7 +69,7 @@ def _take_everything_away(work: Work) -> bool:
     after = ASSIGNMENT_NONE if work.form is not None and not seen.namespace_terminating else None
     work.moves.extend(Assign(node.name, node.uid, work.assignment(node), after) for node in ours)
     if ours and not given_up:
-        work.gate += f"; {len(ours)} nodes still have their label: {_name(sorted(node.name for node in ours))}"
+        work.gate += f"; {len(ours)} nodes still have their label: {name_first(sorted(node.name for node in ours))}"
         if begun is not None:
             work.wakes.append(begun + timedelta(seconds=LABELS_SECONDS))
         return False
@@ -99,7 +100,3 @@ def _is_ours(work: Work, node: Node) -> bool:
 
 def _is_served_as_joiner(work: Work, node: Node) -> bool:
     return any(pod.role == ROLE_JOINERS and pod.live and pod.revision == work.stable for pod in work.pods(node.name))
-
-
-def _name(nodes: list[str]) -> str:
-    return ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")

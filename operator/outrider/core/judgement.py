@@ -14,6 +14,7 @@ from outrider.core.probes import is_asked
 from outrider.core.snapshot import Batch, Hindrance, Node
 from outrider.core.states import FAILED, ONGOING, RESULTS
 from outrider.core.takeback import revisions_left, why_left
+from outrider.core.words import count_nodes, name_first
 from outrider.core.work import Work, is_requested, same_node, why_skip
 
 
@@ -231,13 +232,11 @@ def _settle(work: Work, batch: Batch, result: NodeResult, verdict: Verdict, stat
 
 def _tell_unknown(work: Work) -> Hindrance:
     """Say of which nodes nobody can tell whether they are healthy, though their time is over."""
-    names = ", ".join(name for name, _ in work.unknown[:3])
-    more = f" and {len(work.unknown) - 3} more" if len(work.unknown) > 3 else ""
-    count = "1 node" if len(work.unknown) == 1 else f"{len(work.unknown)} nodes"
+    names, count = name_first([name for name, _ in work.unknown]), count_nodes(len(work.unknown))
     return Hindrance(
         "HealthUnknown",
         f"of {count} nobody can tell whether the agent is healthy, for more than "
-        f"{work.seen.spec.health.timeout_seconds} s: {names}{more} ({work.unknown[0][1]}). They are asked again and "
+        f"{work.seen.spec.health.timeout_seconds} s: {names} ({work.unknown[0][1]}). They are asked again and "
         "again; let the operator reach the agents' pods (network policies, routes), or change spec.health.http",
         stalled=True,
     )
@@ -347,4 +346,4 @@ def _examples(work: Work) -> str:
         f"{entry.name}: {result.reason} in batch {batch.spec.batch}"
         for batch, entry, result in work.entries(FAILED, updates=True)
     ]
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return name_first(found)

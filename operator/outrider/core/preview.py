@@ -29,6 +29,7 @@ from outrider.core.rollout import plan_rollout
 from outrider.core.selection import remaining_nodes
 from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
 from outrider.core.states import COMPLETED, ONGOING
+from outrider.core.words import count_nodes
 from outrider.core.work import Work, bad_revisions, why_skip
 
 NODE_SECONDS: Final = 10.0
@@ -473,7 +474,7 @@ def _tell_tolerance(spec: RolloutSpec, total: int) -> str:
     allowed = arithmetic.tolerated(stated, total)
     share = f" ({stated} of {total}, rounded down)" if isinstance(stated, str) else f" of {total}"
     then = "all that the run moved goes back" if spec.on_failure == "Rollback" else "the run stops (onFailure: Pause)"
-    told = f"{tell_nodes(allowed)}{share} may fail; at one more {then}"
+    told = f"{count_nodes(allowed)}{share} may fail; at one more {then}"
     steps = spec.strategy.canary.steps if spec.strategy.canary else []
     sizes = [arithmetic.canary_size(spec, number, total) for number in range(1, len(steps) + 1)]
     canaries = [
@@ -503,11 +504,6 @@ def _tell_assumptions(seen: RolloutSnapshot, node_seconds: float) -> tuple[str, 
     if waiting:
         told.append(f"{' and '.join(waiting)} pass at once: the time that they take is not counted")
     return tuple(told)
-
-
-def tell_nodes(count: int) -> str:
-    """Return a number of nodes as people write it."""
-    return "1 node" if count == 1 else f"{count} nodes"
 
 
 def tell_seconds(seconds: float) -> str:

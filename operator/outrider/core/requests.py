@@ -39,6 +39,7 @@ from outrider.core.runs import end_run, start_run
 from outrider.core.snapshot import Node, Request
 from outrider.core.states import COMPLETED, FAILED, ONGOING, UNDECIDED
 from outrider.core.takeback import is_left, nodes_to_take_back, read_takeback, why_left
+from outrider.core.words import count_nodes
 from outrider.core.work import Work, check_breach, find_phase, is_barred, name_versions, same_node
 
 ORDER: tuple[RequestKind, ...] = ("reconcile", "abort", "rollback", "retry", "approve")
@@ -250,7 +251,7 @@ def _retry(work: Work, request: Request) -> str:
         return f"no node failed or was left out in run {run.id}; there is nothing to retry"
     if work.count(UNDECIDED):
         reopen(work)  # some are still where they failed, and only a run that is under way looks at them
-    return _accept(work, request, f"{_nodes(count)} of run {run.id} to {run.version} once more")
+    return _accept(work, request, f"{count_nodes(count)} of run {run.id} to {run.version} once more")
 
 
 def _go_on(work: Work, request: Request, run: RunStatus) -> str:
@@ -264,7 +265,7 @@ def _go_on(work: Work, request: Request, run: RunStatus) -> str:
     forgive_analyses(work)
     work.update_run(state="Running", aborted_by=None, reason="", message="")
     return _accept(
-        work, request, f"run {run.id} to {run.version} goes on, {_nodes(count)} that failed before once more"
+        work, request, f"run {run.id} to {run.version} goes on, {count_nodes(count)} that failed before once more"
     )
 
 
@@ -394,7 +395,8 @@ def _take_back(work: Work, request: Request, wish: Wish, record: RunRecord | Run
         if not others:
             return f"none of the nodes of {what} runs {record.version} any more"
         reason, message = others[0]
-        return f"of {what} {_nodes(len(others))} still run {record.version}, and none can go back: {message} ({reason})"
+        count = count_nodes(len(others))
+        return f"of {what} {count} still run {record.version}, and none can go back: {message} ({reason})"
     note = f"{_tell_batches(wish.batches)}it taken back, as {_who(request)} asked".removeprefix("it ")
     _end_present(work, record.id, whole=not wish.batches, note=note)
     if is_stable:
@@ -417,7 +419,7 @@ def _take_back(work: Work, request: Request, wish: Wish, record: RunRecord | Run
     assert work.run is not None  # noqa: S101 - it was started above
     goal = _tell_goal(work.run.to_version)
     return _accept(
-        work, request, f"run {work.run.id} takes {_nodes(possible)} of {what} from {record.version} to {goal}"
+        work, request, f"run {work.run.id} takes {count_nodes(possible)} of {what} from {record.version} to {goal}"
     )
 
 
@@ -448,10 +450,6 @@ def _end_present(work: Work, taken_back: int, *, whole: bool, note: str) -> None
 
 def _tell_goal(version: str) -> str:
     return {"several": "what each came from", ASSIGNMENT_NONE: "no agent, as before"}.get(version, version)
-
-
-def _nodes(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"
 
 
 _ANSWERS: dict[RequestKind, Callable[[Work, Request], str]] = {

@@ -25,6 +25,7 @@ from outrider.core.moves import target_of
 from outrider.core.plan import Event
 from outrider.core.snapshot import Hindrance, RolloutSnapshot
 from outrider.core.states import BARRED, COMPLETED, FAILED, ONGOING
+from outrider.core.words import count_nodes, name_first
 from outrider.core.work import is_for, is_requested
 
 MAX_VERSIONS = 10
@@ -206,10 +207,6 @@ class _View:
     adoption: AdoptionStatus | None
 
 
-def _count_nodes(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"
-
-
 def _judge(view: _View) -> tuple[str, list[Finding]]:
     """Return the phase and the conditions: Ready always, the others while they have something to say."""
     seen, run, gate, hindrance, obstacle = view.seen, view.run, view.gate, view.hindrance, view.obstacle
@@ -344,7 +341,7 @@ def _tell_progress(view: _View) -> str:
     if seen.owned_by_others:
         owners = ", ".join(sorted(set(seen.owned_by_others.values())))
         progress += (
-            f" (without {_count_nodes(len(seen.owned_by_others))} of the target that belong to older Rollouts: "
+            f" (without {count_nodes(len(seen.owned_by_others))} of the target that belong to older Rollouts: "
             f"{shortened(owners, 500)})"
         )
     return progress
@@ -356,12 +353,12 @@ def _tell_versions(view: _View) -> str:
     for each in view.running[:5]:
         not_ready = each.nodes - each.ready
         parts.append(
-            f"{each.version} on {_count_nodes(each.nodes)}" + (f" ({not_ready} of them not Ready)" if not_ready else "")
+            f"{each.version} on {count_nodes(each.nodes)}" + (f" ({not_ready} of them not Ready)" if not_ready else "")
         )
     if view.running[5:]:
         parts.append(f"{len(view.running) - 5} more versions")
     if without := len(view.seen.members) - view.tally.agents.nodes:
-        parts.append(f"no agent on {_count_nodes(without)}")
+        parts.append(f"no agent on {count_nodes(without)}")
     return f"What runs: {', '.join(parts) or 'nothing'}"
 
 
@@ -373,7 +370,7 @@ def _why_taken_back(view: _View, run: RunStatus) -> str:
 def _tell_rolling_back(view: _View, run: RunStatus) -> str:
     if view.obstacle is not None:
         return f"{_tell_taken_back(view, run)}: {view.obstacle.message}"
-    back = f"{_count_nodes(run.healthy)} back, {run.pending} on the way"
+    back = f"{count_nodes(run.healthy)} back, {run.pending} on the way"
     if run.failed:
         back += f", {run.failed} failed"
     if is_requested(run):
@@ -400,12 +397,12 @@ def _tell_rolled_back(view: _View, run: RunStatus) -> str:
         left = f", {run.skipped} left out" if run.skipped else ""
         return (
             f"run {run.id}, asked for by {run.requested_by}, took {_tell_batches(run)}run {run.of_run} back from "
-            f"{run.version} to {run.to_version}: {_count_nodes(run.healthy)} back, {run.failed} failed{left}. "
+            f"{run.version} to {run.to_version}: {count_nodes(run.healthy)} back, {run.failed} failed{left}. "
             f"{_how_to_go_on(view.seen)}. {_tell_versions(view)}"
         )
     return (
         f"run {run.of_run} to {run.version} failed: {_why_taken_back(view, run)}. Run {run.id} took it back: "
-        f"{_count_nodes(run.healthy)} back, {run.failed} failed. {_how_to_go_on(view.seen)}. {_tell_versions(view)}"
+        f"{count_nodes(run.healthy)} back, {run.failed} failed. {_how_to_go_on(view.seen)}. {_tell_versions(view)}"
     )
 
 
@@ -421,7 +418,7 @@ def _degradations(view: _View) -> list[Finding]:
     seen, run, tally = view.seen, view.run, view.tally
     reasons: list[tuple[str, str]] = []
     if revoked := _count_revoked(seen):
-        told = ", ".join(f"{_count_nodes(count)} still on {version}" for version, count in sorted(revoked.items()))
+        told = ", ".join(f"{count_nodes(count)} still on {version}" for version, count in sorted(revoked.items()))
         reasons.append(("RevokedVersionRuns", f"Revoked: {told}. Set spec.version to a published one to move them"))
     if run is not None and run.failed:
         message = f"{run.failed} of {run.nodes} nodes failed in run {run.id}"
@@ -435,25 +432,16 @@ def _degradations(view: _View) -> list[Finding]:
         if result.started_at is not None and (seen.now - result.started_at).total_seconds() >= STUCK_SECONDS
     ]
     if waiting:
-        reasons.append(
-            (
-                "OldAgentsDoNotEnd",
-                f"more than {STUCK_SECONDS} s after their move began the old pods have not ended: {_name(waiting)}",
-            )
-        )
+        message = f"more than {STUCK_SECONDS} s after their move began the old pods have not ended"
+        reasons.append(("OldAgentsDoNotEnd", f"{message}: {name_first(waiting)}"))
     if sick := view.tally.agents.sick:
         what = "1 node has an agent that is" if len(sick) == 1 else f"{len(sick)} nodes have agents that are"
-        names = _name([f"{node} ({reason})" for node, reason in sick])
+        names = name_first([f"{node} ({reason})" for node, reason in sick])
         message = f"{what} not Ready for more than {seen.spec.health.timeout_seconds} s: {names}. Look at their pods"
         reasons.append(("AgentsNotHealthy", message))
     if not reasons:
         return []
     return [Finding("Degraded", "True", reasons[0][0], "; ".join(message for _, message in reasons))]
-
-
-def _name(things: Sequence[str]) -> str:
-    """Return the first three of some things, and how many more there are."""
-    return ", ".join(things[:3]) + (f" and {len(things) - 3} more" if len(things) > 3 else "")
 
 
 def _count_revoked(seen: RolloutSnapshot) -> dict[str, int]:

@@ -9,6 +9,7 @@ from outrider.core.plan import RequestVerification
 from outrider.core.requirements import Knot, find_knot, standings_on
 from outrider.core.snapshot import Hindrance, Node
 from outrider.core.states import BARRED, COMPLETED
+from outrider.core.words import name_first
 from outrider.core.work import Work, check_breach, find_phase
 
 
@@ -98,7 +99,7 @@ def tell_blocked_returns(work: Work, nodes: Iterable[tuple[str, str]]) -> None:
     blocked = sorted(nodes)
     if not blocked:
         return
-    names = ", ".join(name for name, _ in blocked[:3]) + (f" and {len(blocked) - 3} more" if len(blocked) > 3 else "")
+    names = name_first([name for name, _ in blocked])
     versions = {work.seen.revisions.get(revision, revision): find_phase(work, revision) for _, revision in blocked}
     causes = ", ".join(f"{work.seen.spec.component}-{name} is {phase}" for name, phase in sorted(versions.items()))
     count = "1 node stays" if len(blocked) == 1 else f"{len(blocked)} nodes stay"
@@ -188,8 +189,7 @@ def find_deadlock(work: Work) -> str:
 
 def name_some(names: Iterable[str]) -> str:
     """Return the first of some names, and how many more there are."""
-    known = sorted(names)
-    return ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
+    return name_first(sorted(names))
 
 
 def _tell_nodes(count: int) -> str:

@@ -1,4 +1,6 @@
-"""The words of others, cut to what a status may hold."""
+"""How numbers and names are told, and the words of others, cut to what a status may hold."""
+
+from collections.abc import Sequence
 
 
 def last_words(text: str, room: int) -> str:
@@ -13,3 +15,13 @@ def first_words(text: str, room: int) -> str:
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
     data = shown.encode()
     return shown if len(data) <= room else data[: max(0, room - 3)].decode(errors="ignore") + "..."
+
+
+def count_nodes(count: int) -> str:
+    """Return a number of nodes as people write it."""
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def name_first(things: Sequence[str]) -> str:
+    """Return the first three of some things in the order that they have, and how many more there are."""
+    return ", ".join(things[:3]) + (f" and {len(things) - 3} more" if len(things) > 3 else "")
