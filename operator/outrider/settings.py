@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -43,6 +44,9 @@ class Settings:
     node_registry: str = ""
     fetch_image: str = f"outrider:{__version__}"
     fetch_image_pull_policy: str = "IfNotPresent"
+    node_dir: str = "/var/lib/outrider"
+    node_registry_secret: str = ""
+    host_roots: tuple[str, ...] = ("/opt",)
     allowed_source_hosts: tuple[str, ...] = ()
     allowed_source_addresses: tuple[str, ...] = ()
     plain_http_sources: tuple[str, ...] = ()
@@ -129,6 +133,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         fetch_image_pull_policy=choice(
             "FETCH_IMAGE_PULL_POLICY", default.fetch_image_pull_policy, "Always", "IfNotPresent", "Never"
         ),
+        node_dir=_check_folder("NODE_DIR", text("NODE_DIR", default.node_dir)),
+        node_registry_secret=_check_name("NODE_REGISTRY_SECRET", text("NODE_REGISTRY_SECRET", "")),
+        host_roots=_check_roots("HOST_ROOTS", text("HOST_ROOTS", ",".join(default.host_roots))),
         allowed_source_hosts=several("ALLOWED_SOURCE_HOSTS"),
         allowed_source_addresses=_check_networks("ALLOWED_SOURCE_ADDRESSES", several("ALLOWED_SOURCE_ADDRESSES")),
         plain_http_sources=several("PLAIN_HTTP_SOURCES"),
@@ -152,6 +159,32 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         listen_port=int(number("LISTEN_PORT", default.listen_port, 0, 65535)),
         lease_seconds=number("LEASE_SECONDS", default.lease_seconds, 2),
     )
+
+
+_FOLDER = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
+_NAME = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?")
+
+
+def _check_folder(name: str, value: str) -> str:
+    if _FOLDER.fullmatch(value) is None:
+        raise Stalling(
+            "SettingInvalid",
+            f"OUTRIDER_{name} must be a folder of the nodes as an absolute path, such as /opt: not '/' itself, without "
+            f"'..', '//', a '/' at its end or a part that begins with '.', not {value!r}",
+        )
+    return value
+
+
+def _check_roots(name: str, value: str) -> tuple[str, ...]:
+    if value.lower() == "none":
+        return ()
+    return tuple(_check_folder(name, stripped) for part in value.split(",") if (stripped := part.strip()))
+
+
+def _check_name(name: str, value: str) -> str:
+    if _NAME.fullmatch(value) is None:
+        raise Stalling("SettingInvalid", f"OUTRIDER_{name} must be the name of a Secret, not {value!r}")
+    return value
 
 
 def _check_networks(name: str, parts: tuple[str, ...]) -> tuple[str, ...]:

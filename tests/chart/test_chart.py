@@ -213,6 +213,9 @@ SETTINGS = {
     'registry.nodeHost="mirror:5000"': ("OUTRIDER_NODE_REGISTRY", "mirror:5000"),
     'fetchImage="mirror/outrider:1"': ("OUTRIDER_FETCH_IMAGE", "mirror/outrider:1"),
     'image.pullPolicy="Always"': ("OUTRIDER_FETCH_IMAGE_PULL_POLICY", "Always"),
+    'node.dir="/srv/outrider"': ("OUTRIDER_NODE_DIR", "/srv/outrider"),
+    'node.registrySecret="pull"': ("OUTRIDER_NODE_REGISTRY_SECRET", "pull"),
+    'node.hostRoots=["/opt","/srv/daemons"]': ("OUTRIDER_HOST_ROOTS", "/opt,/srv/daemons"),
     'sources.allowedHosts=["*.example.com","files"]': ("OUTRIDER_ALLOWED_SOURCE_HOSTS", "*.example.com,files"),
     'sources.allowedAddresses=["127.0.0.0/8","fd00::/8"]': (
         "OUTRIDER_ALLOWED_SOURCE_ADDRESSES",
@@ -244,6 +247,10 @@ SETTINGS = {
 @pytest.mark.parametrize(("value", "expected"), SETTINGS.items(), ids=[name for name, _ in SETTINGS.values()])
 def test_a_value_becomes_an_environment_variable(value: str, expected: tuple[str, str]) -> None:
     assert settings(value)[expected[0]] == expected[1]
+
+
+def test_without_host_roots_there_are_no_daemons() -> None:
+    assert settings("node.hostRoots=[]")["OUTRIDER_HOST_ROOTS"] == "none"
 
 
 def test_what_is_not_set_is_left_to_the_operator() -> None:

@@ -620,7 +620,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
         component_version(artifacts=[artifact(signature={"inline": "-----BEGIN-----"})]),
         "write the signature in base64: openssl dgst -sha256 -sign KEY FILE | base64 -w0",
     ),
-    "a type that does nothing yet": (component_version(type="Daemon"), 'supported values: "Agent"'),
+    "a type that there is not": (component_version(type="Plugin"), 'supported values: "Agent", "Daemon"'),
     "a stage that there is not": (
         component_version(stage="Retired"),
         'supported values: "Draft", "Testing", "Published", "Deprecated", "Revoked"',

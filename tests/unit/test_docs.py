@@ -93,8 +93,12 @@ def test_an_example_is_valid(manifest: dict[str, Any]) -> None:
     if isinstance(spec, ComponentVersionSpec):
         assert manifest["metadata"]["name"] == f"{spec.component}-{spec.version}"
     if isinstance(spec, RolloutSpec):
-        containers = {container["name"] for container in spec.template["spec"]["containers"]}
-        assert containers >= set(spec.delivery.volume.containers)
+        containers = {container["name"] for container in (spec.template.get("spec") or {}).get("containers") or []}
+        if spec.delivery.volume is not None:
+            assert containers >= set(spec.delivery.volume.containers)
+        if spec.delivery.image is not None:
+            assert spec.delivery.image.container in containers
+        assert containers or spec.delivery.host is not None
         assert (spec.strategy.type == "Canary") == (spec.strategy.canary is not None)
 
 

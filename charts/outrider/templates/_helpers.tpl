@@ -69,6 +69,15 @@ OUTRIDER_NODE_REGISTRY: {{ . | quote }}
 {{- end }}
 OUTRIDER_FETCH_IMAGE: {{ .Values.fetchImage | default (include "outrider.image" .) | quote }}
 OUTRIDER_FETCH_IMAGE_PULL_POLICY: {{ .Values.image.pullPolicy }}
+{{- with .Values.node.dir }}
+OUTRIDER_NODE_DIR: {{ . | quote }}
+{{- end }}
+{{- with .Values.node.registrySecret }}
+OUTRIDER_NODE_REGISTRY_SECRET: {{ . | quote }}
+{{- end }}
+{{- if not (kindIs "invalid" .Values.node.hostRoots) }}
+OUTRIDER_HOST_ROOTS: {{ join "," .Values.node.hostRoots | default "none" | quote }}
+{{- end }}
 {{- with .Values.sources.allowedHosts }}
 OUTRIDER_ALLOWED_SOURCE_HOSTS: {{ join "," . | quote }}
 {{- end }}

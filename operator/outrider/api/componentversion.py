@@ -393,8 +393,10 @@ class ComponentVersionSpec(ApiModel):
     """The thing that has versions. It cannot be changed."""
     version: Annotated[Version, Field(json_schema_extra={"x-kubernetes-validations": [IMMUTABLE]})]
     """The semantic version, lower case and without `+build`. It cannot be changed."""
-    type: Annotated[Literal["Agent"], Field(json_schema_extra={"x-kubernetes-validations": [IMMUTABLE]})] = "Agent"
-    """How it runs on a node: an Agent runs in a pod. It cannot be changed."""
+    type: Annotated[Literal["Agent", "Daemon"], Field(json_schema_extra={"x-kubernetes-validations": [IMMUTABLE]})] = (
+        "Agent"
+    )
+    """How it runs on a node: an Agent in a pod, a Daemon installed on the node itself. It cannot be changed."""
     release_type: Literal["Major", "Minor", "Patch", "Hotfix"] = "Minor"
     """What kind of change the author says this is."""
     release_notes: Annotated[str, Field(max_length=16384)] = ""
@@ -558,6 +560,10 @@ COMPONENT_VERSION_RULES: list[dict[str, Any]] = [
         "self.spec.stage == oldSelf.spec.stage",
         "a version that was published cannot become a draft again; set spec.stage to Deprecated or Revoked, or create "
         "a new version",
+    ),
+    rule(
+        "self.spec.type != 'Daemon' || !self.spec.artifacts.exists(a, has(a.source.image))",
+        "a Daemon is installed on the node from files: give artifacts that are no images, or make spec.type Agent",
     ),
     rule(
         "oldSelf.spec.stage != 'Revoked' || self.spec.stage == 'Revoked'",

@@ -16,6 +16,7 @@ from outrider.api.base import (
     MountPath,
     Time,
     list_map,
+    one_of,
     rule,
     worded,
 )
@@ -82,12 +83,144 @@ class VolumeDelivery(ApiModel):
     ]
     """The containers of the template that get the volume."""
 
+    cache: Literal["Node", "None"] = "Node"
+    """Node: verified files are kept on the node's disk, so that a pod which restarts needs no registry. None: each pod
+    pulls its own."""
+
+
+class ImageDelivery(ApiModel):
+    """The version's artifacts are container images. The verified one becomes a container's image, by its digest."""
+
+    container: Annotated[str, Field(min_length=1, max_length=63)]
+    """The container of the template whose `image` it becomes."""
+
+
+SystemdUnit = Annotated[
+    str,
+    Field(
+        max_length=255,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9:_.@-]*[.](service|socket|target|timer|path)$",
+        json_schema_extra=worded("write the unit's whole name, such as node-daemon.service"),
+    ),
+]
+"""A unit of the node's systemd."""
+
+HostCommand = Annotated[
+    list[Annotated[str, Field(max_length=1024)]],
+    Field(
+        min_length=1,
+        max_length=32,
+        json_schema_extra={
+            **ATOMIC_LIST,
+            "x-kubernetes-validations": [
+                rule(
+                    "size(self) == 0 || self[0].startsWith('/')",
+                    "the first word is the program: write its absolute path on the node, such as /usr/bin/systemctl",
+                )
+            ],
+        },
+    ),
+]
+"""A program of the node and its arguments; no shell reads them."""
+
+
+class HostActivation(ApiModel):
+    """What makes the node run the version that `current` points to: exactly one of command and systemdUnit."""
+
+    model_config = ConfigDict(json_schema_extra=one_of("command", "systemdUnit"))
+
+    command: HostCommand | None = None
+    """Run on the node, as root; 0 is success."""
+    systemd_unit: SystemdUnit | None = None
+    """Restarted on the node."""
+
+
+class HostHttpCheck(ApiModel):
+    """A GET on the node, to 127.0.0.1. Any 2xx passes; redirects are not followed."""
+
+    path: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1024,
+            pattern=r"^/[!-~]*$",
+            json_schema_extra=worded("write a path that begins with '/', without spaces, such as /healthz"),
+        ),
+    ] = "/"
+    """What is asked for."""
+    port: Annotated[int, Field(ge=1, le=65535)]
+    """The port that the daemon listens on."""
+
+
+class HostHealth(ApiModel):
+    """When the daemon works. Without a check: a systemd unit is asked whether it is active, a command is believed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule("!has(self.command) || !has(self.http)", "set at most one of command and http")
+            ]
+        }
+    )
+
+    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
+    """How long after its activation it may take to work. After that the node switches back by itself."""
+    period_seconds: Annotated[int, Field(ge=1, le=3600)] = 10
+    """How often it is asked afterwards."""
+    command: HostCommand | None = None
+    """Run on the node, as root; 0 is healthy."""
+    http: HostHttpCheck | None = None
+    """Asked on the node."""
+
+
+class HostDelivery(ApiModel):
+    """The version is installed on the node itself: what a component of type Daemon is for.
+
+    Each version gets a folder below `path`, and the link `current` is switched to it at once. The version before is
+    kept, and the node goes back to it by itself when the new one cannot be activated or is not healthy.
+    """
+
+    path: Annotated[
+        str,
+        Field(
+            min_length=4,
+            max_length=512,
+            # No part may begin with a dot: neither `..` nor what is hidden.
+            pattern=r"^(/[A-Za-z0-9_-][A-Za-z0-9._-]*){2,}$",
+            json_schema_extra=worded(
+                "write an absolute path below one of the folders that the operator's setting OUTRIDER_HOST_ROOTS "
+                "names, such as /opt/node-daemon: without '..', '//', a '/' at its end or a part that begins with '.'"
+            ),
+        ),
+    ]
+    """The daemon's own folder on the node, below one of the operator's host roots. The file is
+    `<path>/current/<fileName>`."""
+    activate: HostActivation | None = None
+    """What makes the node run it. Absent: something on the node watches `current` by itself."""
+    health: HostHealth | None = None
+    """When it works."""
+    keep: Annotated[int, Field(ge=1, le=10)] = 2
+    """How many versions stay on the node, the current one included; the one that it would go back to always does."""
+
 
 class Delivery(ApiModel):
-    """How the version gets into the agent's pod."""
+    """How the version gets onto the node: exactly one of volume, image and host."""
 
-    volume: VolumeDelivery
-    """Through a volume that an init container fills."""
+    model_config = ConfigDict(json_schema_extra=one_of("volume", "image", "host"))
+
+    volume: VolumeDelivery | None = None
+    """Type Agent, artifacts that are files: through a volume that an init container fills."""
+    image: ImageDelivery | None = None
+    """Type Agent, artifacts that are container images: as a container's image."""
+    host: HostDelivery | None = None
+    """Type Daemon: installed on the node."""
+
+    @property
+    def kind(self) -> Literal["volume", "image", "host"]:
+        """Which of the three it is."""
+        if self.host is not None:
+            return "host"
+        return "image" if self.image is not None else "volume"
 
 
 class CanaryStep(ApiModel):
@@ -317,9 +450,12 @@ class RolloutSpec(ApiModel):
     target: Target
     """The nodes of the fleet."""
     template: PodTemplate
-    """The agent's pod, written as for a DaemonSet."""
+    """The agent's pod, written as for a DaemonSet. With spec.delivery.host it may have no container of its own."""
     delivery: Delivery
-    """How the version gets into that pod."""
+    """How the version gets onto the node."""
+    pre_pull: bool = False
+    """Whether the nodes of the next batch get files and images before their agents are stopped. Changing it starts no
+    run."""
     strategy: Strategy
     """How the fleet is moved."""
     health: Annotated[Health, Field(json_schema_extra={"default": {}})] = Health()
@@ -662,19 +798,32 @@ class RolloutStatus(ApiModel):
     """Ready, Reconciling, Stalled, Progressing, Paused, Degraded, RolledBack, AdoptionReverted."""
 
 
+_HAS_CONTAINERS = "has(self.spec.template.spec) && has(self.spec.template.spec.containers)"
+
 ROLLOUT_RULES: list[dict[str, Any]] = [
     rule(
         "size(self.metadata.name) <= 40",
         "metadata.name may have at most 40 characters: the names of DaemonSets and pods are made from it",
     ),
     rule(
-        "self.spec.delivery.volume.containers.all(c, self.spec.template.spec.containers.exists(d, d.name == c))",
+        f"has(self.spec.delivery.host) || ({_HAS_CONTAINERS} && size(self.spec.template.spec.containers) > 0)",
+        "spec.template.spec.containers needs the agent's container; only with spec.delivery.host may there be none",
+    ),
+    rule(
+        f"!has(self.spec.delivery.volume) || !({_HAS_CONTAINERS}) || self.spec.delivery.volume.containers.all(c, "
+        "self.spec.template.spec.containers.exists(d, d.name == c))",
         "every container in spec.delivery.volume.containers must be one of spec.template.spec.containers",
     ),
     rule(
+        f"!has(self.spec.delivery.image) || !({_HAS_CONTAINERS}) || self.spec.template.spec.containers.exists(d, "
+        "d.name == self.spec.delivery.image.container)",
+        "spec.delivery.image.container must be one of spec.template.spec.containers",
+    ),
+    rule(
         "!has(self.spec.health) || !has(self.spec.health.ignoreRestartsOf) || "
-        "self.spec.health.ignoreRestartsOf.all(c, self.spec.template.spec.containers.exists(d, d.name == c) || "
-        "(has(self.spec.template.spec.initContainers) && "
+        f"self.spec.health.ignoreRestartsOf.all(c, ({_HAS_CONTAINERS} && "
+        "self.spec.template.spec.containers.exists(d, d.name == c)) || "
+        "(has(self.spec.template.spec) && has(self.spec.template.spec.initContainers) && "
         "self.spec.template.spec.initContainers.exists(d, d.name == c)))",
         "every container in spec.health.ignoreRestartsOf must be one of the template's containers or initContainers",
     ),

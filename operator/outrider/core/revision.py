@@ -172,8 +172,8 @@ def _daemonset(
     metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
     pod = template.setdefault("spec", {})
     require_nodes(pod, alternatives)
-    delivery = spec.delivery.volume
-    deliver(pod, spec.component, spec.version, delivery.mount_path, delivery.containers, fetch)
+    if (volume := spec.delivery.volume) is not None:
+        deliver(pod, spec.component, spec.version, volume.mount_path, volume.containers, fetch)
     return {
         "metadata": {
             "name": daemonset_name(rollout, revision),
