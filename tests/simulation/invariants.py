@@ -19,7 +19,7 @@ from outrider.core.moves import is_leaving, target_of
 from outrider.core.rollout import plan_rollout
 from outrider.core.scheduling import why_not_scheduled
 from outrider.core.snapshot import Batch
-from outrider.core.states import BARRED, COMPLETED, FAILED, IN_FLIGHT, ONGOING, RESULTS
+from outrider.core.states import ARRIVING, BARRED, COMPLETED, FAILED, IN_FLIGHT, ONGOING, RESULTS
 from outrider.core.windows import is_open
 from simulation.fleet import KEY
 from simulation.trial import Trial
@@ -587,7 +587,7 @@ def deadlines_fire(trial: Trial) -> str:
         if batch.spec.run != run.id:
             continue
         for result in after.get(batch.name, batch.status).nodes:
-            if result.state not in {"Stopping", "Downloading", "Starting"} or result.reason == "MinReady":
+            if result.state not in ARRIVING | {"Stopping"} or result.reason == "MinReady":
                 continue
             begun = result.started_at or batch.spec.started_at
             if seen.observing_since is not None:

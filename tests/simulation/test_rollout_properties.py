@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from outrider.core import batches as arithmetic
 from outrider.core.moves import is_leaving
 from outrider.core.plan import WriteBatch
+from outrider.core.states import ARRIVING
 from simulation.fleet import Fleet, is_at_rest, make_spec
 
 STRATEGIES = st.one_of(
@@ -75,7 +76,7 @@ def budget(fleet: Fleet) -> int:
 
 
 def in_flight(fleet: Fleet, run: int) -> int:
-    moving = {"Stopping", "Downloading", "Starting", "Returning"}
+    moving = ARRIVING | {"Stopping", "Returning"}
     return sum(state in moving for _, state, _ in fleet.entries(run))
 
 

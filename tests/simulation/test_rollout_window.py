@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from outrider.core import batches as arithmetic
 from outrider.core.moves import is_leaving
 from outrider.core.plan import CreateBatch, WriteBatch
+from outrider.core.states import ARRIVING
 from simulation.fleet import Fleet, is_at_rest, make_spec
 
 OLD, NEW = "r-1.0.0", "r-1.1.0"
@@ -47,7 +48,7 @@ def waiting(fleet: Fleet) -> int:
 
 
 def moving(fleet: Fleet, run: int) -> int:
-    return sum(state in {"Stopping", "Downloading", "Starting", "Returning"} for _, state, _ in fleet.entries(run))
+    return sum(state in ARRIVING | {"Stopping", "Returning"} for _, state, _ in fleet.entries(run))
 
 
 @pytest.mark.parametrize("size", [1, 4, "15%", "100%"])

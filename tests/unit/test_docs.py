@@ -173,7 +173,9 @@ def test_an_example_that_is_published_as_it_stands_is_signed_with_the_key_beside
 # --- Reasons ----------------------------------------------------------------------------------------------------------
 
 REASON_AT = {
-    **dict.fromkeys(("Stalling", "Transient", "Waiting", "Conflict", "Gone", "LocalError", "Hindrance", "Problem"), 0),
+    **dict.fromkeys(
+        ("Stalling", "Transient", "Waiting", "Conflict", "Gone", "LocalError", "Hindrance", "Problem", "Refusal"), 0
+    ),
     "_not_ready": 0,
     **dict.fromkeys(("Verdict", "Answer", "KeyProblem", "Event", "say"), 1),
     **dict.fromkeys(("Finding", "conclude"), 2),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from outrider.api.checks import HttpCheck
 from outrider.api.rollout import Health
 from outrider.core.health import CANNOT_START, HEALTHY, Verdict, is_sound, judge_pods
+from outrider.core.refusal import Refusal
 from outrider.core.snapshot import Measurement, Pod
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -69,17 +70,30 @@ READY = pod(ready_since=ago(60))
             id="too many restarts, though it is Ready now",
         ),
         pytest.param(
-            [pod(refusal="HashMismatch: not what was signed")],
+            [pod(refusal=Refusal("BlobCorrupted", "not what was signed"))],
             "Failed",
-            "ArtifactRefused",
+            "BlobCorrupted",
             id="the node refused the artifact",
         ),
         pytest.param(
-            [pod(refusal="x", restarts=9, trouble="CrashLoopBackOff")],
+            [pod(refusal=Refusal("NoTrustedKey", "x"), restarts=9, trouble="CrashLoopBackOff")],
             "Failed",
-            "ArtifactRefused",
+            "NoTrustedKey",
             id="a refusal says most, so it comes first",
         ),
+        pytest.param(
+            [pod(refusal=Refusal("NoSpace", "x", final=False), retries=2, trouble="CrashLoopBackOff")],
+            "Starting",
+            "NoSpace",
+            id="room may be made on a node",
+        ),
+        pytest.param(
+            [pod(refusal=Refusal("NoSpace", "x", final=False), retries=3, trouble="CrashLoopBackOff")],
+            "Failed",
+            "NoSpace",
+            id="nobody makes room on a node",
+        ),
+        pytest.param([pod(installing=True)], "Installing", "Installing", id="the installation is at work"),
         # init containers that have to come to an end
         pytest.param(
             [pod(trouble="CrashLoopBackOff", retries=2)],
@@ -118,7 +132,7 @@ def test_verdict(pods: list[Pod], state: str, reason: str) -> None:
     ("pods", "words"),
     [
         pytest.param(
-            [pod(refusal="HashMismatch: is aa, not bb")], ["HashMismatch: is aa, not bb"], id="the refusal itself"
+            [pod(refusal=Refusal("DigestMismatch", "is aa, not bb"))], ["is aa, not bb"], id="the refusal itself"
         ),
         pytest.param([pod(restarts=5)], ["agent-x", "5 times", "allowed are 2"], id="restarts, counted"),
         pytest.param(
@@ -223,7 +237,7 @@ PODS = st.lists(
         ready_since=st.one_of(st.none(), st.integers(0, 30).map(ago)),
         restarts=st.integers(0, 4),
         trouble=st.sampled_from(["", "ErrImagePull", *sorted(CANNOT_START)]),
-        refusal=st.sampled_from(["", "refused"]),
+        refusal=st.sampled_from([None, Refusal("NoSpace", "x", final=False), Refusal("NoTrustedKey", "x")]),
         fetching=st.booleans(),
     ),
     max_size=3,
@@ -270,3 +284,8 @@ def test_what_is_sound_at_one_glance_has_nothing_against_it(pods: list[Pod]) -> 
         verdict = judge_pods([one], "B", HEALTH, NOW)
         if is_sound(one, "B", HEALTH):
             assert verdict.state == "Healthy" or verdict.reason == "MinReady"
+
+
+def test_what_lies_on_a_node_that_was_prepared_is_only_verified_there() -> None:
+    verdict = judge_pods([pod(fetching=True)], "B", HEALTH, NOW, is_prepared=True)
+    assert (verdict.state, verdict.reason) == ("Verifying", "Verifying")

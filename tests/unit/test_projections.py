@@ -124,3 +124,96 @@ def test_a_pod_without_a_place_says_why() -> None:
 def test_a_pod_s_address_is_kept() -> None:
     assert pod([status("agent")], podIP="10.0.0.7").pod.ip == "10.0.0.7"
     assert pod([status("agent")]).pod.ip == ""
+
+
+def ends_with(name: str, code: int, message: str = "", **last: Json) -> Json:
+    return {**status(name, terminated=ended(code, message=message)), **last}
+
+
+@pytest.mark.parametrize(
+    ("container", "code", "message", "reason", "words", "final"),
+    [
+        pytest.param(
+            "outrider-fetch", 3, "BlobCorrupted: it hashes to x", "BlobCorrupted", "it hashes to x", True, id="refused"
+        ),
+        pytest.param(
+            "outrider-fetch", 4, "NoSpace: room for 1 byte", "NoSpace", "room for 1 byte", False, id="room may be made"
+        ),
+        pytest.param(
+            "outrider-install",
+            4,
+            "HealthFailed: 503; 1.0.0 is back",
+            "HealthFailed",
+            "503; 1.0.0 is back",
+            True,
+            id="an installation that was taken back is not tried again",
+        ),
+        pytest.param(
+            "outrider-fetch",
+            3,
+            "outrider-fetch: fetching\noutrider-fetch: NoTrustedKey: there is none\n",
+            "NoTrustedKey",
+            "there is none",
+            True,
+            id="the end of the log, where no message could be written",
+        ),
+        pytest.param(
+            "outrider-fetch", 2, "ConfigInvalid: no reference", "ConfigInvalid", "no reference", False, id="environment"
+        ),
+        pytest.param(
+            "outrider-fetch", 3, "it is bad: very", "ArtifactRefused", "it is bad: very", True, id="no reason's shape"
+        ),
+        pytest.param(
+            "outrider-fetch",
+            3,
+            f"{'Very' * 20}Long: x",
+            "ArtifactRefused",
+            f"{'Very' * 20}Long: x",
+            True,
+            id="too long for a reason",
+        ),
+        pytest.param(
+            "outrider-fetch", 3, "\x1b[31mBad\x00: x", "ArtifactRefused", "[31mBad: x", True, id="what no line may hold"
+        ),
+        pytest.param(
+            "outrider-fetch",
+            3,
+            "",
+            "ArtifactRefused",
+            "outrider-fetch ended with exit code 3 and said nothing",
+            True,
+            id="nothing said",
+        ),
+    ],
+)
+def test_what_a_program_of_ours_says_on_a_node_is_its_reason(
+    container: str, code: int, message: str, reason: str, words: str, final: bool
+) -> None:
+    refusal = pod([], [ends_with(container, code, message)]).pod.refusal
+    assert refusal is not None
+    assert (refusal.reason, refusal.message, refusal.final) == (reason, words, final)
+
+
+def test_a_message_without_end_is_cut() -> None:
+    refusal = pod([], [ends_with(names.FETCH_CONTAINER, 3, "BlobCorrupted: " + "x" * 9000)]).pod.refusal
+    assert refusal is not None
+    assert refusal.reason == "BlobCorrupted"
+    assert len(refusal.message) < 1100
+
+
+def test_other_containers_and_other_exit_codes_refuse_nothing() -> None:
+    assert pod([], [ends_with("wait", 3, "BlobCorrupted: x")]).pod.refusal is None
+    assert pod([], [ends_with(names.FETCH_CONTAINER, 1, "BlobCorrupted: x")]).pod.refusal is None
+
+
+def test_what_was_refused_once_and_done_since_is_no_refusal() -> None:
+    last = {"lastState": {"terminated": ended(3, message="NoTrustedKey: x")}}
+    assert pod([], [{**status(names.FETCH_CONTAINER, 1), **last}]).pod.refusal is not None
+    done = {**status(names.FETCH_CONTAINER, 1, terminated=ended(0, "Completed")), **last}
+    assert pod([], [done]).pod.refusal is None
+
+
+def test_which_of_our_programs_is_at_work_is_seen() -> None:
+    assert pod([], [status(names.FETCH_CONTAINER)]).pod.fetching
+    made = pod([], [status(names.FETCH_CONTAINER, terminated=ended(0, "Completed")), status(names.INSTALL_CONTAINER)])
+    assert (made.pod.fetching, made.pod.installing) == (False, True)

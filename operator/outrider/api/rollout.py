@@ -834,6 +834,8 @@ NodeState = Literal[
     "Pending",
     "Stopping",
     "Downloading",
+    "Verifying",
+    "Installing",
     "Starting",
     "Succeeded",
     "Failed",
@@ -842,8 +844,9 @@ NodeState = Literal[
     "Retrying",
     "Skipped",
 ]
-"""Pending: not touched yet. Stopping: the old agent ends. Downloading: the artifact is pulled and verified. Starting:
-the agent starts and has to become healthy. Succeeded, Failed, RolledBack (failed, and healthy again on what it came
+"""Pending: not touched yet. Stopping: the old agent ends. Downloading: the artifact is pulled and verified. Verifying:
+the same on a node that was prepared, where it lies already. Installing: it is installed on the node. Starting: the
+agent starts and has to become healthy. Succeeded, Failed, RolledBack (failed, and healthy again on what it came
 from) and Skipped are results; Returning is a failed node on its way back, Retrying one that goes back in order to be
 tried again."""
 

@@ -78,5 +78,5 @@ def _note_sickness(agents: Agents, seen: RolloutSnapshot, node: Node, living: Po
     if seen.now < since + timeout:
         agents.wake_at = min(agents.wake_at or since + timeout, since + timeout)
         return
-    reason = "NoPod" if living is None else "ArtifactRefused" if living.refusal else living.trouble or "NotReady"
+    reason = "NoPod" if living is None else living.refusal.reason if living.refusal else living.trouble or "NotReady"
     agents.sick.append((node.name, reason))

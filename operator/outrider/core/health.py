@@ -34,7 +34,7 @@ class Verdict:
     agent's own check has told nothing: that condemns nobody. `told_at` is when it first told anything.
     """
 
-    state: Literal["Healthy", "Failed", "Downloading", "Starting"]
+    state: Literal["Healthy", "Failed", "Downloading", "Verifying", "Installing", "Starting"]
     reason: str = ""
     message: str = ""
     wake_at: datetime | None = None
@@ -73,18 +73,46 @@ def find_agent(pods: Sequence[Pod], revision: str) -> Pod | None:
 
 
 def judge_pods(
-    pods: Sequence[Pod], revision: str, health: Health, now: datetime, *, is_checked: bool = False
+    pods: Sequence[Pod],
+    revision: str,
+    health: Health,
+    now: datetime,
+    *,
+    is_checked: bool = False,
+    is_prepared: bool = False,
 ) -> Verdict:
     """Judge the agent of `revision` by the pods on its node; deadlines are the caller's.
 
     Healthy needs positive evidence: a pod of this revision that is Ready without a break for minReadySeconds, and
     whose own check passes as long, if it `is_checked`. Failed is what waiting would not mend. All else is pending.
+    `is_prepared` says that what the pod needs was on the node before.
     """
     pod = find_agent(pods, revision)
     if pod is None:
         return Verdict("Starting", "NoPod", "the agent's pod has not been created yet")
-    if pod.refusal:
-        return Verdict("Failed", "ArtifactRefused", pod.refusal)
+    if (failure := find_failure(pod, health)) is not None:
+        return failure
+    if pod.ready_since is not None:
+        return _judge_ready(pod, pod.ready_since, health, now, is_checked=is_checked)
+    if pod.unschedulable:
+        return Verdict("Starting", "Unschedulable", f"pod {pod.name} finds no place: {pod.unschedulable}")
+    if pod.installing:
+        return Verdict("Installing", "Installing", f"pod {pod.name} is installing the artifact on the node")
+    if pod.refusal is not None:  # it is tried again
+        return Verdict("Starting", pod.refusal.reason, f"pod {pod.name}: {pod.refusal.message}")
+    if pod.fetching and is_prepared:
+        return Verdict("Verifying", "Verifying", f"pod {pod.name} is verifying the artifact, which is on the node")
+    if pod.fetching:
+        return Verdict("Downloading", "Fetching", f"pod {pod.name} is pulling and verifying the artifact")
+    detail = f": {pod.trouble}" if pod.trouble else ""
+    crash = f": {pod.crash}" if pod.crash else ""
+    return Verdict("Starting", pod.trouble or "NotReady", f"pod {pod.name} is not Ready{detail}{crash}")
+
+
+def find_failure(pod: Pod, health: Health) -> Verdict | None:
+    """Return the verdict on a pod with which waiting would mend nothing; None if there is hope."""
+    if pod.refusal is not None and (pod.refusal.final or (pod.retries or 0) >= _enough(health)):
+        return Verdict("Failed", pod.refusal.reason, pod.refusal.message)
     crash = f": {pod.crash}" if pod.crash else ""
     if pod.restarts > health.max_restarts:
         detail = f" ({pod.trouble})" if pod.trouble else ""
@@ -99,14 +127,7 @@ def judge_pods(
         if pod.trouble == "CrashLoopBackOff" and pod.crash:
             why = f"{pod.trouble}{crash}"  # the kubelet says no more than that it waits
         return Verdict("Failed", pod.trouble, f"pod {pod.name} cannot start: {why}")
-    if pod.ready_since is not None:
-        return _judge_ready(pod, pod.ready_since, health, now, is_checked=is_checked)
-    if pod.unschedulable:
-        return Verdict("Starting", "Unschedulable", f"pod {pod.name} finds no place: {pod.unschedulable}")
-    if pod.fetching:
-        return Verdict("Downloading", "Fetching", f"pod {pod.name} is pulling and verifying the artifact")
-    detail = f": {pod.trouble}" if pod.trouble else ""
-    return Verdict("Starting", pod.trouble or "NotReady", f"pod {pod.name} is not Ready{detail}{crash}")
+    return None
 
 
 def _is_hopeless(pod: Pod, health: Health) -> bool:
@@ -114,8 +135,13 @@ def _is_hopeless(pod: Pod, health: Health) -> bool:
     if pod.trouble != "CrashLoopBackOff":
         return True
     if pod.retries is not None:
-        return pod.retries >= max(INIT_RETRIES, health.max_restarts)
+        return pod.retries >= _enough(health)
     return pod.restarts >= health.max_restarts
+
+
+def _enough(health: Health) -> int:
+    """Return how often an init container is tried again before that counts."""
+    return max(INIT_RETRIES, health.max_restarts)
 
 
 def _judge_ready(pod: Pod, ready_since: datetime, health: Health, now: datetime, *, is_checked: bool) -> Verdict:

@@ -6,7 +6,7 @@ from typing import Final
 from outrider.core.health import find_agent
 from outrider.core.plan import ProbeAgents
 from outrider.core.snapshot import Batch, Pod
-from outrider.core.states import ONGOING
+from outrider.core.states import ARRIVING, ONGOING
 from outrider.core.work import Work
 
 PROBE_SECONDS: Final = 2.0
@@ -16,7 +16,7 @@ WATCH_SECONDS: Final = 10.0
 PROBES_PER_SECOND: Final = 100
 WATCHES_PER_SECOND: Final = 20
 """However many agents there are, no more are asked: then each is asked less often."""
-_ASKED: Final = frozenset({"Downloading", "Starting", "Succeeded"})
+_ASKED: Final = ARRIVING | {"Succeeded"}
 """In these states of its node an agent may be there that is to be healthy."""
 
 

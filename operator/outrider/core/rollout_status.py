@@ -24,7 +24,7 @@ from outrider.core.failures import Entry, find_failure, name_failures
 from outrider.core.moves import target_of
 from outrider.core.plan import Event
 from outrider.core.snapshot import Hindrance, RolloutSnapshot
-from outrider.core.states import BARRED, COMPLETED, FAILED, ONGOING
+from outrider.core.states import ARRIVING, BARRED, COMPLETED, FAILED, ONGOING
 from outrider.core.words import count_nodes, name_first
 from outrider.core.work import is_for, is_requested
 
@@ -159,7 +159,7 @@ _TELL_OF_STALLING = frozenset({"RunPaused", "RolledBack", "RunFailed"})
 
 
 def _count(seen: RolloutSnapshot, run: RunStatus, tally: Tally, gate: str) -> RunStatus:
-    moving = tally.count({"Pending", "Stopping", "Downloading", "Starting", "Retrying"})
+    moving = tally.count({*ARRIVING, "Pending", "Stopping", "Retrying"})
     expected = max(run.batches, 1) if run.state == "Running" else run.batches
     if run.kind == "Rollout" and run.state == "Running":
         direct = run.revision == run.from_revision

@@ -21,6 +21,7 @@ from outrider.api.rollout import (
 )
 from outrider.core.compatibility import VersionRules
 from outrider.core.ranges import Range
+from outrider.core.refusal import Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,8 @@ class Pod:
     `live` is False once its phase is terminal: nothing of it runs any more. `ready_since` and `unready_since` are
     the operator's own observations, on its own clock: the kubelet's clock may be skewed, and it rewrites transition
     times when it restarts. `trouble` is the waiting reason of the first container that cannot run (empty if none),
-    `refusal` the sentence with which the fetch container refused the artifact. `fetching` says that the fetch
-    container is still at work.
+    `refusal` why a program of ours did not do what it was to do. `fetching` and `installing` say that such a program is
+    still at work.
 
     `restarts` are those of containers that are to run on, sidecars among them. `retries` is how often the container in
     trouble was tried again, if it is an init container that has to come to an end (None: it is another). `crash` says
@@ -93,8 +94,9 @@ class Pod:
     restarts: int = 0
     trouble: str = ""
     trouble_message: str = ""
-    refusal: str = ""
+    refusal: Refusal | None = None
     fetching: bool = False
+    installing: bool = False
     retries: int | None = None
     crash: str = ""
     unschedulable: str = ""

@@ -2,9 +2,11 @@
 
 from typing import Final
 
-IN_FLIGHT: Final = frozenset({"Stopping", "Downloading", "Starting", "Returning", "Retrying"})
+ARRIVING: Final = frozenset({"Downloading", "Verifying", "Installing", "Starting"})
+"""The new agent is on the node, and not healthy yet."""
+IN_FLIGHT: Final = ARRIVING | {"Stopping", "Returning", "Retrying"}
 RESULTS: Final = frozenset({"Succeeded", "Failed", "RolledBack", "Skipped"})
-UNDECIDED: Final = frozenset({"Pending", "Stopping", "Downloading", "Starting", "Returning", "Retrying"})
+UNDECIDED: Final = IN_FLIGHT | {"Pending"}
 FAILED: Final = frozenset({"Failed", "Returning", "RolledBack"})
 NOT_BROUGHT: Final = FAILED | {"Skipped"}
 """The run has given the node up, for now: it may be in a later batch of the same run."""

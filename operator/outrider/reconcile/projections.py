@@ -9,11 +9,9 @@ from typing import Any, Literal
 from outrider.adapters.kube import Json
 from outrider.api import names
 from outrider.api.rollout import BatchNode, NodeResult, RolloutBatchSpec, RolloutBatchStatus
+from outrider.core.refusal import Refusal, read_refusal
 from outrider.core.snapshot import Batch, Node, Pod, Taint
 from outrider.core.words import last_words
-
-REFUSED_EXIT_CODE = 3
-"""With this code the fetch container says that it will not hand over the artifact, whatever is tried again."""
 
 _NO_TROUBLE = frozenset({"", "PodInitializing", "ContainerCreating"})
 
@@ -90,7 +88,6 @@ def project_pod(obj: Json, before: AgentPod | None, now: datetime) -> AgentPod:
     )
     init = status.get("initContainerStatuses") or []
     main = status.get("containerStatuses") or []
-    fetch = next((s for s in init if s["name"] == names.FETCH_CONTAINER), None)
     containers = _project_containers(spec, init, main)
     same = before.pod if before is not None and before.pod.uid == metadata["uid"] else None
     return AgentPod(
@@ -106,8 +103,9 @@ def project_pod(obj: Json, before: AgentPod | None, now: datetime) -> AgentPod:
             terminating=terminating,
             ready_since=((same.ready_since if same else None) or now) if ready else None,
             unready_since=((same.unready_since if same else None) or now) if not ready else None,
-            refusal=_refusal(fetch),
-            fetching=bool(fetch and "running" in (fetch.get("state") or {})),
+            refusal=_refusal(init),
+            fetching=_is_at_work(init, names.FETCH_CONTAINER),
+            installing=_is_at_work(init, names.INSTALL_CONTAINER),
             unschedulable=_unschedulable(status),
             ip=status.get("podIP") or "",
             **_sum_up(containers),
@@ -184,14 +182,23 @@ def _intended_node(spec: Json) -> str:
     return ""
 
 
-def _refusal(fetch: Json | None) -> str:
-    if fetch is None:
-        return ""
-    for state in (fetch.get("state"), fetch.get("lastState")):
-        ended = (state or {}).get("terminated") or {}
-        if ended.get("exitCode") == REFUSED_EXIT_CODE:
-            return str(ended.get("message") or "the node refused the artifact").strip()
-    return ""
+def _is_at_work(init: Iterable[Json], name: str) -> bool:
+    return any(one["name"] == name and "running" in (one.get("state") or {}) for one in init)
+
+
+def _refusal(init: Iterable[Json]) -> Refusal | None:
+    """Return what one of our own programs said, if it has not done its work since."""
+    for status in init:
+        if status["name"] not in {names.FETCH_CONTAINER, names.INSTALL_CONTAINER}:
+            continue
+        for state in (status.get("state"), status.get("lastState")):
+            ended = (state or {}).get("terminated") or {}
+            if ended.get("exitCode") == 0:
+                break
+            refusal = read_refusal(status["name"], ended.get("exitCode"), ended.get("message"))
+            if refusal is not None:
+                return refusal
+    return None
 
 
 @dataclass(frozen=True, slots=True)
