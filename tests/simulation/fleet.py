@@ -8,19 +8,21 @@ import json
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 from outrider.adapters.clock import find_zone
 from outrider.api.checks import AnalysisVerdict
 from outrider.api.componentversion import Phase
-from outrider.api.names import ROLE_JOINERS, ROLE_REVISION, assignment_key
+from outrider.api.names import ROLE_JOINERS, ROLE_PREPARE, ROLE_REVISION, assignment_key
 from outrider.api.rollout import BatchNode, RequestKind, RolloutBatchStatus, RolloutSpec, RolloutStatus, Target
 from outrider.core import plan as actions
 from outrider.core.compatibility import VersionRules
 from outrider.core.fleet import Claim, carries_assignment, is_targeted, may_overlap, select_leavers, select_members
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Event, Plan
+from outrider.core.prepare import is_counting, prepare_name, token_of
+from outrider.core.refusal import Refusal
 from outrider.core.requests import nonce_of
 from outrider.core.revision import hash_target, joiners_id
 from outrider.core.rollout import plan_rollout
@@ -32,6 +34,7 @@ from outrider.core.snapshot import (
     Neighbour,
     Node,
     Pod,
+    PrepareSet,
     Request,
     RolloutSnapshot,
     VersionState,
@@ -55,6 +58,14 @@ Check = Callable[[str, str], AnalysisVerdict]
 """(node, revision) → what the agent's own check says; or (batch, analysis) → what the analysis says."""
 
 
+Preparation = Callable[[str, str], str]
+"""(node, revision) → ready, never (it cannot be told why), or a reason for which the node refuses."""
+
+
+def is_there(_node: str, _revision: str) -> str:
+    return "ready"
+
+
 def passes(_about: str, _what: str) -> AnalysisVerdict:
     return "Pass"
 
@@ -76,6 +87,12 @@ class SimPod:
 class SimNode:
     node: Node
     pods: list[SimPod] = field(default_factory=list)
+    preparing: list[SimPod] = field(default_factory=list)
+    """Pods that prepare the node; `behaviour` is what `Fleet.prepare_says`."""
+
+
+LATE = actions.Assign | actions.PrepareNodes | actions.DeletePrepare | actions.DeleteRevision
+"""What is done after the status is written."""
 
 
 def make_spec(version: str = "1.0.0", **changes: Any) -> RolloutSpec:
@@ -127,6 +144,11 @@ class Fleet:
         self.answers: dict[tuple[str, str], AnalysisAnswer] = {}
         self.probes = 0
         self.join_sets: dict[str, tuple[str, Target]] = {}
+        self.prepare_sets: dict[str, PrepareSet] = {}
+        self.prepare_says: Preparation = is_there
+        self.prepare_seconds: tuple[float, float] = (0, 4)
+        self.unprepared_since: dict[str, datetime] = {}
+        self.prepare_problem = ""
         self.observing_since: datetime | None = None
         self.without_agent_since: dict[str, datetime] = {}
         self.ever_stable: set[str | None] = set()
@@ -261,7 +283,15 @@ class Fleet:
             requests=tuple(self.requests.values()),
             verify_after=self.now - timedelta(seconds=self.fresh_seconds) if self.fresh_seconds is not None else None,
             without_agent_since=dict(self.without_agent_since),
-            zones={window.time_zone: zone for window in self.spec.windows if (zone := find_zone(window.time_zone))},
+            zones=self._zones(),
+            preparing={
+                name: tuple(self._seen_preparing(name, pod) for pod in sim.preparing)
+                for name, sim in self.nodes.items()
+                if sim.preparing
+            },
+            prepare_sets=dict(self.prepare_sets),
+            unprepared_since=dict(self.unprepared_since),
+            prepare_problem=self.prepare_problem,
         )
 
     def version_state(self, version: str) -> VersionState:
@@ -294,6 +324,24 @@ class Fleet:
             check=pod.check,
         )
 
+    def _zones(self) -> dict[str, tzinfo]:
+        return {window.time_zone: zone for window in self.spec.windows if (zone := find_zone(window.time_zone))}
+
+    def _seen_preparing(self, node: str, pod: SimPod) -> Pod:
+        refuses = pod.behaviour not in {"ready", "never"} and self._clock() >= pod.ready_at
+        return Pod(
+            name=pod.name,
+            uid=pod.name,
+            node=node,
+            revision=pod.revision,
+            role=ROLE_PREPARE,
+            terminating=pod.gone_at is not None,
+            ready_since=pod.ready_since,
+            unready_since=pod.unready_since,
+            refusal=Refusal(pod.behaviour, "the node says so") if refuses else None,
+            fetching=not refuses,
+        )
+
     def _clock(self) -> float:
         return (self.now - START).total_seconds()
 
@@ -306,10 +354,10 @@ class Fleet:
 
     def execute(self, plan: Plan, *, crash_after: int | None = None) -> None:
         """Execute a plan in the operator's order, or only its first `crash_after` steps."""
-        records = [a for a in plan.actions if not isinstance(a, actions.Assign | actions.DeleteRevision)]
+        records = [a for a in plan.actions if not isinstance(a, LATE)]
         if self.status.revisions is not None:
             self.ever_stable.add(self.status.revisions.stable)
-        late = [a for a in plan.actions if isinstance(a, actions.Assign | actions.DeleteRevision)]
+        late = [a for a in plan.actions if isinstance(a, LATE)]
         steps: list[Callable[[], None]] = [lambda a=action: self._do(a) for action in records]  # type: ignore[misc]
         steps.append(lambda: setattr(self, "status", plan.status))
         steps.extend(lambda a=action: self._do(a) for action in late)  # type: ignore[misc]
@@ -328,6 +376,7 @@ class Fleet:
             dict(self.batches),
             dict(self.revisions),
             dict(self.join_sets),
+            dict(self.prepare_sets),
             self.status,
         )
 
@@ -345,6 +394,13 @@ class Fleet:
                 self.revisions[revision] = self.spec.version
             case actions.CreateJoiners(revision):
                 self.serve_joiners(revision)
+            case actions.PrepareNodes(revision, nodes):
+                tokens = frozenset(token_of(self.nodes[name].node) for name in nodes if name in self.nodes)
+                name = prepare_name(self.name, revision, tokens)
+                if revision in self.revisions and not self.prepare_problem:
+                    self.prepare_sets.setdefault(name, PrepareSet(name, revision, tokens))
+            case actions.DeletePrepare(name):
+                self.prepare_sets.pop(name, None)
             case actions.DeleteRevision(revision):
                 self.revisions.pop(revision, None)
             case actions.DeleteJoiners(joiners):
@@ -460,7 +516,37 @@ class Fleet:
                 )
                 pod.ready_since = (pod.ready_since or self.now) if is_ready else None
                 pod.unready_since = None if is_ready else (pod.unready_since or self.now)
+            self._tick_preparing(name, sim, clock)
+        self._note_unprepared()
         self.check()
+
+    def _tick_preparing(self, name: str, sim: SimNode, clock: float) -> None:
+        """Let pods that prepare a node come, become Ready and go."""
+        wanted = {each.revision for each in self.prepare_sets.values() if token_of(sim.node) in each.nodes}
+        for pod in sim.preparing:
+            if pod.revision not in wanted and pod.gone_at is None:
+                pod.gone_at = clock + self.random.uniform(0, 2)
+        if sim.node.ready:
+            sim.preparing = [pod for pod in sim.preparing if pod.gone_at is None or pod.gone_at > clock]
+        for revision in sorted(wanted - {pod.revision for pod in sim.preparing}):
+            self.serial += 1
+            ready_at = clock + self.random.uniform(*self.prepare_seconds)
+            says = self.prepare_says(name, revision)
+            sim.preparing.append(SimPod(f"pod-{self.serial}", revision, ready_at, says, role=ROLE_PREPARE))
+        for pod in sim.preparing:
+            is_ready = pod.behaviour == "ready" and clock >= pod.ready_at and pod.gone_at is None and sim.node.ready
+            pod.ready_since = (pod.ready_since or self.now) if is_ready else None
+            pod.unready_since = None if is_ready else (pod.unready_since or self.now)
+
+    def _note_unprepared(self) -> None:
+        tokens = frozenset().union(*(each.nodes for each in self.prepare_sets.values()))
+        counts = is_counting(self.spec, self.status, self._zones(), self.now)
+        known = self.unprepared_since if counts else {}
+        self.unprepared_since = {
+            name: known.get(name, self.now)
+            for name, sim in self.nodes.items()
+            if token_of(sim.node) in tokens and not any(pod.ready_since for pod in sim.preparing)
+        }
 
     def _wanted(self, node: Node, assignment: str | None) -> set[tuple[str, str]]:
         """Return which DaemonSets want a node, those of rivals included: role and revision of each."""

@@ -275,6 +275,27 @@ def way_back(trial: Trial, action: Any) -> str:
     return ""
 
 
+def prepared_first(trial: Trial, action: Any) -> str:
+    if not isinstance(action, actions.Assign) or not sets_out(action) or trial.seen is None or trial.plan is None:
+        return ""
+    run = trial.plan.status.run
+    if run is None or run.kind != "Rollout" or not trial.seen.spec.pre_pull or run.revision == run.from_revision:
+        return ""
+    mine = [result for _, _, result in entries_of_node(trial, action.node, action.uid, run.id)]
+    if goal_of(action) != run.revision or not mine or mine[-1].state in {*FAILED, "Retrying"}:
+        return ""  # it joins, or goes back
+    known = [
+        batch.results[action.node].state
+        for batch in trial.seen.batches
+        if batch.spec.run == run.id and action.node in batch.results
+    ]
+    if known and known[-1] == "Stopping":
+        return ""  # it was to set out already, and the patch was lost
+    if (action.uid, run.revision) in trial.prepared:
+        return ""
+    return f"{action.node} sets out for {run.revision}, and was not prepared for it"
+
+
 def joiners_get_the_stable(trial: Trial, action: Any) -> str:
     if not isinstance(action, actions.Assign) or action.before is not None or not applies(trial, action):
         return ""
@@ -502,6 +523,8 @@ def nothing_starts_in_a_pause(trial: Trial) -> str:
     assert trial.seen is not None
     if trial.seen.spec.paused and any(isinstance(a, actions.CreateBatch) for a in trial.plan.actions):
         return "spec.paused, and a batch starts"
+    if trial.seen.spec.paused and any(isinstance(a, actions.PrepareNodes) for a in trial.plan.actions):
+        return "spec.paused, and nodes are prepared"
     return ""
 
 
@@ -653,6 +676,8 @@ def nothing_left_over(trial: Trial) -> str:
     if left:
         return f"{left} are between two revisions"
     kept = {each.id for each in world.status.history} | ({world.status.run.id} if world.status.run else set())
+    if world.prepare_sets:
+        return f"{sorted(world.prepare_sets)} prepare nodes, and no run is under way"
     strays = [name for name, batch in world.batches.items() if batch.spec.run not in kept]
     return f"{strays} belong to runs that history has forgotten" if strays else ""
 
@@ -715,6 +740,12 @@ INVARIANTS = (
         "A node that joins gets the stable revision, or waits to be a member of a batch.",
         "deed",
         joiners_get_the_stable,
+    ),
+    Invariant(
+        "PreparedFirst",
+        "No node of a run with prePull sets out before the pod that prepares it was seen Ready.",
+        "deed",
+        prepared_first,
     ),
     Invariant(
         "VerdictStored",

@@ -150,8 +150,9 @@ class World(Fleet):
         self.pending.clear()
         self.urgent.clear()
         self.observing_since = self.now
+        self.unprepared_since.clear()
         for sim in self.nodes.values():
-            for pod in sim.pods:
+            for pod in (*sim.pods, *sim.preparing):
                 pod.ready_since = self.now if pod.ready_since else None
                 pod.unready_since = self.now if pod.unready_since else None
 
@@ -160,12 +161,21 @@ LATER = (
     actions.WriteBatch,
     actions.CreateBatch,
     actions.Assign,
+    actions.PrepareNodes,
+    actions.DeletePrepare,
     actions.DropFinalizer,
     actions.DeleteRevision,
     actions.DeleteJoiners,
     actions.DeleteBatch,
 )
-CLEANING = (actions.DropFinalizer, actions.DeleteRevision, actions.DeleteJoiners, actions.DeleteBatch)
+CLEANING = (
+    actions.PrepareNodes,
+    actions.DeletePrepare,
+    actions.DropFinalizer,
+    actions.DeleteRevision,
+    actions.DeleteJoiners,
+    actions.DeleteBatch,
+)
 
 
 class Violation(AssertionError):
@@ -196,6 +206,9 @@ class Trial:
         """How likely a person is to approve what waits for that, at each look."""
         self.bad: dict[str, float] = {}
         self.troubled: dict[tuple[str, str], str] = {}
+        self.prepared: set[tuple[str, str]] = set()
+        """Which nodes (by UID) were seen to be prepared for which revision."""
+        self.registry_is_down = False
         self.ever_stable: set[str] = {"none"}
         self.found_on: dict[tuple[str, str], str | None] = {}
         self.runs: dict[int, tuple[str, str, datetime]] = {}
@@ -213,6 +226,7 @@ class Trial:
         count = dice.choice([1, 2, 3, 3, 4, 4, 5, 6, 8])
         world = World(count, make_spec(health=HEALTH, **self.wish()), seed=self.number)
         world.behaviour = self.behave
+        world.prepare_says = self.prepare
         if dice.random() < 0.7:
             self._install(world)
         self.tell(f"{count} nodes, {world.spec.strategy.to_api()}, onFailure {world.spec.on_failure}")
@@ -283,6 +297,7 @@ class Trial:
             "strategy": strategy,
             "onFailure": dice.choice(["Rollback", "Rollback", "Pause"]),
             "windows": windows,
+            "prePull": dice.random() < 0.35,
             "runHistoryLimit": dice.choice([10, 10, 2, 1]),
         }
 
@@ -293,6 +308,12 @@ class Trial:
             share = self.bad.get(revision, 0.0)
             self.troubled[key] = self.dice.choice(BAD) if self.dice.random() < share else "healthy"
         return self.troubled[key]
+
+    def prepare(self, _node: str, revision: str) -> str:
+        """Return what comes of preparing a node: of a bad version some nodes get other bytes."""
+        if self.registry_is_down:
+            return "never"
+        return "BlobCorrupted" if self.bad.get(revision) and self.dice.random() < 0.15 else "ready"
 
     def new_version(self, share: float | None = None) -> str:
         """Invent a version; `share` of the nodes fail with it."""
@@ -330,6 +351,13 @@ class Trial:
         seen = world.snapshot()
         plan = plan_rollout(seen)
         self.seen, self.plan = seen, plan
+        self.prepared |= {
+            (seen.nodes[name].uid, pod.revision)
+            for name, pods in seen.preparing.items()
+            if name in seen.nodes
+            for pod in pods
+            if pod.ready_since is not None
+        }
         self.tally.plans += 1
         world.plan_is_empty = not plan.actions
         self.check("plan", None)
@@ -482,6 +510,17 @@ class Trial:
         self.world.phases[version] = phase
         self.tell(f"{version} is {phase}")
 
+    def lose_registry(self) -> None:
+        """Let nodes that are being prepared wait for what does not come."""
+        self.registry_is_down = True
+
+    def find_registry(self) -> None:
+        """Let them get it."""
+        self.registry_is_down = False
+        for sim in self.world.nodes.values():
+            for pod in sim.preparing:
+                pod.behaviour = "ready" if pod.behaviour == "never" else pod.behaviour
+
     def hinder(self) -> None:
         """Let something hold up every new run."""
         self.world.hindrance = Hindrance("VersionNotPublished", "not published", stalled=self.dice.random() < 0.5)
@@ -528,6 +567,7 @@ class Trial:
         for key in self.troubled:
             self.troubled[key] = "healthy"
         self.bad.clear()
+        self.find_registry()
         for sim in world.nodes.values():
             for pod in sim.pods:
                 pod.behaviour = "healthy"
@@ -552,6 +592,8 @@ HAPPENINGS: dict[str, tuple[int, Callable[[Trial, str], None]]] = {
     "a node is reserved": (1, Trial.reserve),
     "nothing is reserved any more": (1, lambda trial, _: trial.free()),
     "a version changes its phase": (1, lambda trial, _: trial.change_phase()),
+    "the registry is down": (1, lambda trial, _: trial.lose_registry()),
+    "the registry is up": (2, lambda trial, _: trial.find_registry()),
     "something hinders": (1, lambda trial, _: trial.hinder()),
     "nothing hinders": (2, lambda trial, _: setattr(trial.world, "hindrance", None)),
     "a stranger refuses patches": (1, lambda trial, _: setattr(trial.world, "refuse", trial.dice.choice([0.3, 1.0]))),

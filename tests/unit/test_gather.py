@@ -301,3 +301,43 @@ async def test_what_an_agent_said_is_shown_while_its_check_and_its_run_are_the_s
     memory.probes["uid-agent-x"] = Probed(check, told)
     assert look(state="Succeeded").check is None
     assert memory.probes == {}, "nobody is asked any more"
+
+
+def preparing(name: str, node: str, *, ready: bool) -> Json:
+    labels = {
+        names.LABEL_ROLLOUT: "agent",
+        names.LABEL_COMPONENT: "agent",
+        names.LABEL_ROLE: names.ROLE_PREPARE,
+        names.LABEL_REVISION: "r2",
+    }
+    conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
+    return {
+        "metadata": metadata(name, labels=labels),
+        "spec": {"nodeName": node},
+        "status": {"phase": "Running", "conditions": conditions},
+    }
+
+
+async def test_what_prepares_nodes_is_kept_apart_from_agents_and_revisions(caches: Caches) -> None:
+    body = daemonset("agent-prepare-x", "agent", "1.1.0")
+    body["metadata"]["labels"] |= {names.LABEL_ROLE: names.ROLE_PREPARE, names.LABEL_REVISION: "r2"}
+    body["metadata"]["annotations"] = {names.ANNOTATION_PREPARES: "n1,n2,n3"}
+    caches.daemonsets.put(body)
+    for name in ("n1", "n2", "n3", "n4"):
+        caches.nodes.put({"metadata": {"name": name, "uid": name, "resourceVersion": "1"}})
+    caches.pods.put(preparing("p1", "n1", ready=True))
+    caches.pods.put(preparing("p2", "n2", ready=False))
+    running = {"id": 1, "kind": "Rollout", "state": "Running", "version": "1.1.0", "revision": "r2"}
+    rollout = ROLLOUT | {"status": {"run": {**running, "startedAt": "2026-01-01T00:00:00Z", "nodes": 4}}}
+    memory = Memory()
+    seen = gatherer(caches).gather(rollout, memory)
+    assert seen.pods == {}
+    assert seen.revisions == {}
+    assert {name: [pod.name for pod in pods] for name, pods in seen.preparing.items()} == {"n1": ["p1"], "n2": ["p2"]}
+    assert {each.name: each.nodes for each in seen.prepare_sets.values()} == {"agent-prepare-x": {"n1", "n2", "n3"}}
+    assert seen.unprepared_since.keys() == {"n2", "n3"}
+    again = gatherer(caches).gather(rollout, memory)
+    assert again.unprepared_since == seen.unprepared_since, "since then"
+    paused = {**rollout, "spec": {**rollout["spec"], "paused": True}}
+    later = gatherer(caches).gather(paused, memory)
+    assert min(later.unprepared_since.values()) > max(seen.unprepared_since.values()), "a pause does not count"

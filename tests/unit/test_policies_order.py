@@ -519,17 +519,19 @@ RANK = {
     actions.WriteBatch: 1,
     actions.CreateBatch: 2,
     actions.Assign: 3,
-    actions.DropFinalizer: 4,
-    actions.DeleteRevision: 4,
-    actions.DeleteJoiners: 4,
-    actions.DeleteBatch: 4,
+    actions.PrepareNodes: 4,
+    actions.DeletePrepare: 5,
+    actions.DropFinalizer: 5,
+    actions.DeleteRevision: 5,
+    actions.DeleteJoiners: 5,
+    actions.DeleteBatch: 5,
 }
 
 
 def assert_safe(fleet: Fleet, plan: Plan) -> None:
     """What every plan promises to whoever executes it."""
     ranks = [RANK[type(action)] for action in plan.actions]
-    assert ranks == sorted(ranks), "prerequisites, records, new batches, moves, clean-up"
+    assert ranks == sorted(ranks), "prerequisites, records, new batches, moves, preparations, clean-up"
     moved = [move.node for move in plan.moves]
     assert len(moved) == len(set(moved)), "a node is moved at most once"
     created = {entry.name for action in new_batches(plan) for entry in action.spec.nodes}

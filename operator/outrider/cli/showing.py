@@ -156,9 +156,19 @@ def _tell_batches(run: Json, batches: Sequence[Json], now: datetime) -> Iterator
         for result in (page.get("status") or {}).get("nodes") or []
         if result["state"] not in RESULTS and result["state"] != "Pending"
     ]
+    preparing = [
+        result["name"]
+        for found in pages.values()
+        for page in found
+        for result in (page.get("status") or {}).get("nodes") or []
+        if (result["state"], result.get("reason")) == ("Pending", "Preparing")
+    ]
     if moving:
         more = f" and {len(moving) - _SHOWN} more" if len(moving) > _SHOWN else ""
         yield f"  now        {', '.join(moving[:_SHOWN])}{more}"
+    if preparing:
+        more = f" and {len(preparing) - _SHOWN} more" if len(preparing) > _SHOWN else ""
+        yield f"  prepares   {', '.join(preparing[:_SHOWN])}{more}: their agents run on"
 
 
 def _tell_failures(status: Json) -> Iterator[str]:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE, ROLE_JOINERS
 from outrider.core import adoption
 from outrider.core.fleet import carries_assignment
-from outrider.core.plan import Assign, DeleteJoiners, DeleteRevision, DropFinalizer, KeepFinalizer
+from outrider.core.plan import Assign, DeleteJoiners, DeletePrepare, DeleteRevision, DropFinalizer, KeepFinalizer
 from outrider.core.snapshot import Node
 from outrider.core.words import name_first
 from outrider.core.work import Work, is_barred, move
@@ -29,6 +29,7 @@ def let_go(work: Work) -> None:
             work.prerequisites.append(KeepFinalizer())
         return
     work.ended = True
+    work.clean_up.extend(DeletePrepare(name) for name in seen.prepare_sets)
     takes_away = seen.namespace_terminating or seen.spec.deletion_policy == "Delete"
     done = _take_everything_away(work) if takes_away else _leave_agents(work)
     if done and (seen.namespace_terminating or adoption.let_legacy_go(work)) and seen.has_finalizer:

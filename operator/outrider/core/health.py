@@ -26,6 +26,10 @@ CANNOT_START = frozenset(
 """Waiting reasons that condemn a node at once, without waiting for the timeout."""
 
 
+NEVER_THERE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+"""Those of them that no registry has to do with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A judgement of one node at one moment.
@@ -109,10 +113,20 @@ def judge_pods(
     return Verdict("Starting", pod.trouble or "NotReady", f"pod {pod.name} is not Ready{detail}{crash}")
 
 
+def find_refusal(pod: Pod, health: Health) -> tuple[str, str] | None:
+    """Return reason and message if one of our programs on a node has given up, or cannot run there; else None."""
+    lasts = (pod.retries or 0) >= _enough(health)
+    if pod.refusal is not None and (pod.refusal.final or lasts):
+        return pod.refusal.reason, pod.refusal.message
+    if pod.trouble in NEVER_THERE or (pod.trouble == "CrashLoopBackOff" and pod.retries is not None and lasts):
+        return pod.trouble, pod.crash or pod.trouble_message or pod.trouble
+    return None
+
+
 def find_failure(pod: Pod, health: Health) -> Verdict | None:
     """Return the verdict on a pod with which waiting would mend nothing; None if there is hope."""
-    if pod.refusal is not None and (pod.refusal.final or (pod.retries or 0) >= _enough(health)):
-        return Verdict("Failed", pod.refusal.reason, pod.refusal.message)
+    if pod.refusal is not None and (refused := find_refusal(pod, health)) is not None:
+        return Verdict("Failed", *refused)
     crash = f": {pod.crash}" if pod.crash else ""
     if pod.restarts > health.max_restarts:
         detail = f" ({pod.trouble})" if pod.trouble else ""

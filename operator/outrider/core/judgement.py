@@ -10,6 +10,7 @@ from outrider.core import batches as arithmetic
 from outrider.core.fleet import is_excluded
 from outrider.core.health import Verdict, is_sound, judge_pods
 from outrider.core.moves import leaving
+from outrider.core.prepare import is_due, judge_waiting, was_never_touched
 from outrider.core.probes import is_asked
 from outrider.core.snapshot import Batch, Hindrance, Node
 from outrider.core.states import FAILED, ONGOING, RESULTS
@@ -149,7 +150,9 @@ def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) 
     else:
         is_checked = is_asked(work, batch, entry.to)
         pods = work.pods(node.name)
-        verdict = judge_pods(pods, entry.to, work.seen.spec.health, work.seen.now, is_checked=is_checked)
+        health, now = work.seen.spec.health, work.seen.now
+        prepared = is_due(work, batch, entry)
+        verdict = judge_pods(pods, entry.to, health, now, is_checked=is_checked, is_prepared=prepared)
         if entry.to == ASSIGNMENT_NONE:
             verdict = Verdict("Healthy")
         state = verdict.state
@@ -180,7 +183,7 @@ def _judge_untouched(work: Work, batch: Batch, entry: BatchNode, result: NodeRes
             return with_state(work, result, "Skipped", *stays)
     # Else a rollback skips nobody: a dead node must not come back with what failed.
     if result.state == "Pending":
-        return result
+        return judge_waiting(work, result, node) if is_due(work, batch, entry) else result
     # Its move was planned and the patch was not made: tried again, but not for ever.
     verdict = Verdict("Starting", "PatchRefused", "the node's assignment could not be changed")
     return _settle(work, batch, result, verdict, "Stopping")
@@ -245,7 +248,7 @@ def _tell_unknown(work: Work) -> Hindrance:
 def _judge_return(work: Work, entry: BatchNode, result: NodeResult, node: Node) -> NodeResult:
     """Judge a failed node: has it come back to what it ran before?"""
     assignment = work.assignment(node)
-    if entry.back == entry.to:
+    if entry.back == entry.to or (was_never_touched(result) and assignment == (entry.origin or None)):
         return result
     if assignment == entry.back:
         health = work.seen.spec.health

@@ -1,8 +1,8 @@
 """What to do, as values: a plan can be printed, compared and asserted on. Executing it twice changes nothing.
 
 The order of execution is part of the safety argument and the same for every plan: prerequisites (finalizer,
-DaemonSets), then records (RolloutBatches, status), then the patches that move nodes, then clean-up. What a crash cuts
-off in between is found by the next snapshot.
+DaemonSets), then records (RolloutBatches, status), then the patches that move nodes, then what prepares others, then
+clean-up. What a crash cuts off in between is found by the next snapshot.
 """
 
 from dataclasses import dataclass
@@ -106,6 +106,21 @@ class AskAnalysis:
 
 
 @dataclass(frozen=True, slots=True)
+class PrepareNodes:
+    """Let the files and images of a revision be put on nodes (by name) while their agents run on."""
+
+    revision: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePrepare:
+    """Delete a DaemonSet that prepares nodes, by its name, because none of them waits for it any more."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteRevision:
     """Delete the DaemonSet of a revision that nothing names any more."""
 
@@ -138,6 +153,8 @@ Action = (
     | Assign
     | ProbeAgents
     | AskAnalysis
+    | PrepareNodes
+    | DeletePrepare
     | DeleteRevision
     | DeleteJoiners
     | DeleteBatch

@@ -138,7 +138,7 @@ def preview_rollout(
 def assume_consent(spec: RolloutSpec) -> RolloutSpec:
     """Return a spec as it would be if everybody who may say no said yes at once."""
     stated = spec.to_api()
-    for field in ("paused", "frozen", "analysis"):
+    for field in ("paused", "frozen", "analysis", "prePull"):
         stated.pop(field, None)
     stated.get("health", {}).pop("http", None)
     for step in stated["strategy"].get("canary", {}).get("steps", []):
@@ -279,6 +279,8 @@ class _World:
             assigned=self._seen.assigned | self.revisions.keys(),
             verify_after=None,
             observing_since=None,
+            preparing={},
+            prepare_sets={},
         )
 
     def _carry_out(self, plan: Plan) -> bool:
@@ -491,6 +493,11 @@ def _tell_assumptions(seen: RolloutSnapshot, node_seconds: float) -> tuple[str, 
         f"it counts as healthy {tell_seconds(health.min_ready_seconds)} later (minReadySeconds)",
         "no node fails, joins, leaves or changes, and other components stay as they are",
     ]
+    if seen.spec.pre_pull:
+        told.append(
+            "files and images are fetched and verified on a batch's nodes before their agents are stopped (prePull), "
+            "while the batch before is under way: no time is added for that"
+        )
     stated = seen.spec.to_api()
     waiting = [
         name

@@ -34,6 +34,7 @@ from outrider.core.fleet import is_excluded
 from outrider.core.gates import find_unapproved_step
 from outrider.core.judgement import with_state
 from outrider.core.leavers import reopen
+from outrider.core.prepare import was_never_touched
 from outrider.core.ranges import parse_version
 from outrider.core.runs import end_run, start_run
 from outrider.core.snapshot import Node, Request
@@ -290,7 +291,7 @@ def _forgive(work: Work, request: Request, *, left_out: bool) -> int:
             continue  # a later batch has brought it there
         count += 1
         message = f"it had ended as {result.state} ({result.reason}); {_who(request)} asked to try it again"
-        if result.state in FAILED and assignment != entry.back:
+        if result.state in FAILED and assignment != entry.back and not was_never_touched(result):
             began = {"started_at": work.seen.now, "finished_at": None, "paused_seconds": work.paused_seconds()}
             begun = result.model_copy(update=began)
             if entry.back == entry.to or (assignment == entry.to and _must_stay(work, node, entry.back)):

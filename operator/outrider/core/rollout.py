@@ -25,7 +25,7 @@ from outrider.core import adoption, window
 from outrider.core import batches as arithmetic
 from outrider.core.adoption import give_back, start_next_give_back_batch, take_over
 from outrider.core.analysis import ask_analyses, hear_answers, wait_for_analyses, why_analysis_failed
-from outrider.core.canary import spread_canaries, why_no_canary
+from outrider.core.canary import why_no_canary
 from outrider.core.counts import count_agents
 from outrider.core.deletion import let_go
 from outrider.core.fleet import is_excluded
@@ -41,11 +41,26 @@ from outrider.core.plan import (
     Plan,
     WriteBatch,
 )
+from outrider.core.prepare import (
+    clear_preparations,
+    is_due,
+    is_prepared,
+    note_waiting,
+    prepare_nodes,
+    was_never_touched,
+)
 from outrider.core.probes import probe_agents
 from outrider.core.requests import answer_requests
 from outrider.core.rollout_status import Tally, build_status, tell_changes
 from outrider.core.runs import end_run, finish_run, known_revisions, start_run, trim_history
-from outrider.core.selection import choose_candidates, create_batch, create_batches, next_size, remaining_nodes
+from outrider.core.selection import (
+    choose_candidates,
+    create_batch,
+    create_batches,
+    next_size,
+    order_candidates,
+    remaining_nodes,
+)
 from outrider.core.snapshot import Batch, Node, RolloutSnapshot
 from outrider.core.standing import (
     find_deadlock,
@@ -58,6 +73,7 @@ from outrider.core.standing import (
 from outrider.core.states import COMPLETED, FAILED, NOT_BROUGHT, ONGOING, UNDECIDED
 from outrider.core.takeback import result_of, start_next_batch_back
 from outrider.core.welcome import mark_entrants, welcome_joiners
+from outrider.core.words import count_nodes
 from outrider.core.work import (
     Work,
     bad_revisions,
@@ -249,7 +265,9 @@ def send_failed_nodes_back(work: Work) -> None:
     broken: list[tuple[Node, str]] = []
     for batch, entry, result in list(work.entries({"Failed", "Returning", "Retrying"})):
         given_up = result.state == "Failed" and result.reason in {"NodeGone", "ReturnFailed"}
-        if given_up or entry.back == entry.to:
+        # What runs on a node that could not even be prepared runs on, unless it was no good itself.
+        stays = was_never_touched(result) and entry.origin in {"", entry.back}
+        if given_up or stays or entry.back == entry.to:
             continue
         node = same_node(work, entry)
         if node is None or work.assignment(node) == entry.back or is_excluded(node):
@@ -330,12 +348,18 @@ def move_open_batches(work: Work) -> None:
             continue
         if shut and not is_leaving(work.assignment(node)):
             continue
+        is_at_home = not goes and not is_leaving(work.assignment(node))
+        if is_at_home and is_due(work, batch, entry) and not is_prepared(work, node):
+            note_waiting(work, batch, entry, result, node)  # before it takes a place: others may leave meanwhile
+            continue
         if not places.take(work, node):
             continue
         move(work, node, entry.to)
         work.results[batch.name][entry.name] = result.model_copy(
             update={
                 "state": "Stopping",
+                "reason": "",
+                "message": "",
                 "started_at": work.seen.now,
                 "paused_seconds": work.paused_seconds(),
             }
@@ -356,6 +380,8 @@ def wait_for_the_batch(work: Work) -> None:
         else:
             work.gate = f"batch {work.run.batches}: waiting for its nodes to become healthy"
             work.ended = True
+        if work.preparing:
+            work.gate += f"; {count_nodes(work.preparing)} of it are prepared first, while their agents run on"
         if pending := work.count({"Pending"}):
             wait_for_window(work, f"{pending} nodes of batch {work.run.batches} have not set out")
         return
@@ -416,20 +442,14 @@ def start_next_batch(work: Work) -> None:
         work.gate = work.waiting.message
         work.ended = True
         return
-    # Nodes that a run before this one left on something untried come first: they have the least to lose. Of them those
-    # that are not even Ready there.
-    ordered = arithmetic.order_nodes(candidates, seen.uid, run.id)
-    if step:
-        ordered = spread_canaries(work, ordered)
-        if len(candidates) < min(size, len(movable)):
-            work.say(
-                "Normal",
-                "FewerCanaries",
-                f"Run {run.id}, canary step {step}: {len(candidates)} instead of {size} nodes, because no more that "
-                "match strategy.canary.nodeSelector can be moved now",
-            )
-    if untried := bad_revisions(work):
-        ordered.sort(key=lambda node: (work.assignment(node) not in untried, not window.is_away(work, node, untried)))
+    if step and len(candidates) < min(size, len(movable)):
+        work.say(
+            "Normal",
+            "FewerCanaries",
+            f"Run {run.id}, canary step {step}: {len(candidates)} instead of {size} nodes, because no more that "
+            "match strategy.canary.nodeSelector can be moved now",
+        )
+    ordered = order_candidates(work, run, candidates, step)
     create_batches(work, ordered[:size], step=step, to=lambda _: revision)
 
 
@@ -578,6 +598,7 @@ POLICIES: tuple[Policy, ...] = (
     hear_answers,  # an answer is recorded before anybody acts on it
     let_go,  # a deleted Rollout starts nothing, not even a rollback
     take_over,  # before any move: what a DaemonSet that was taken over has lost is put back
+    clear_preparations,  # before whatever may end the pass: what no run needs any more goes in pauses, too
     answer_requests,  # what people ask for comes before what follows by itself: an abort ends the run that they saw
     decide_failure,  # over the tolerance, or Revoked, nothing new starts, whatever the spec now says
     give_back,  # who gives the DaemonSet back wants no run to anything else
@@ -589,6 +610,7 @@ POLICIES: tuple[Policy, ...] = (
     keep_to_windows,  # after the ways back, before anybody sets out
     close_batches,  # only now: a failed node that goes back keeps its batch open
     move_open_batches,  # a started batch is completed before the next is made; a window is filled first
+    prepare_nodes,  # now it is known who waits; before what the next batch waits for, as it is prepared meanwhile
     ask_analyses,  # only about a batch that has ended; before whatever waits, for they are asked meanwhile
     wait_for_the_batch,  # batch under way, soak, interval; a window waits for none of its own
     wait_for_approval,  # only of what is healthy and was watched; nothing follows before
@@ -740,7 +762,15 @@ def _assemble(work: Work) -> Plan:
     # Who arrives comes before who leaves: he has been without an agent for longer.
     moves = sorted(work.moves, key=lambda move: is_leaving(move.after))
     return Plan(
-        actions=(*work.prerequisites, *records, *work.new_batches, *moves, *work.questions, *work.clean_up),
+        actions=(
+            *work.prerequisites,
+            *records,
+            *work.new_batches,
+            *moves,
+            *work.questions,
+            *work.preparations,
+            *work.clean_up,
+        ),
         status=status,
         events=tuple(work.events),
         urgent_status=work.urgent_status,

@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterable, Sequence
 from outrider.api.names import batch_name
 from outrider.api.rollout import BatchNode, BatchPurpose, RolloutBatchSpec, RunStatus
 from outrider.core import batches as arithmetic
-from outrider.core.canary import last_step, may_be_canary
+from outrider.core.canary import last_step, may_be_canary, spread_canaries
 from outrider.core.membership import is_joiner, waits_for_a_run
 from outrider.core.moves import is_leaving, target_of
 from outrider.core.plan import CreateBatch
 from outrider.core.snapshot import Node
 from outrider.core.states import COMES_BACK
-from outrider.core.window import count_to_record, rolls_in_a_window
+from outrider.core.window import count_to_record, is_away, rolls_in_a_window
 from outrider.core.work import (
     Work,
+    bad_revisions,
     count_between_elsewhere,
     is_direct,
     name_versions,
@@ -96,6 +97,20 @@ def choose_candidates(work: Work, run: RunStatus, movable: list[Node]) -> tuple[
     if step and run.revision != work.stable:
         return step, size, movable, [node for node in movable if may_be_canary(work, node)]
     return step, size, movable, movable
+
+
+def order_candidates(work: Work, run: RunStatus, candidates: Iterable[Node], step: int) -> list[Node]:
+    """Return nodes in the order in which the run takes them.
+
+    Nodes that a run before this one left on something untried come first: they have the least to lose. Of them those
+    that are not even Ready there.
+    """
+    ordered = arithmetic.order_nodes(candidates, work.seen.uid, run.id)
+    if step:
+        ordered = spread_canaries(work, ordered)
+    if untried := bad_revisions(work):
+        ordered.sort(key=lambda node: (work.assignment(node) not in untried, not is_away(work, node, untried)))
+    return ordered
 
 
 def create_batches(work: Work, nodes: Sequence[Node], *, step: int, to: Callable[[Node], str]) -> None:

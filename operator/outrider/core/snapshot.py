@@ -104,6 +104,15 @@ class Pod:
     check: Measurement | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PrepareSet:
+    """A DaemonSet that prepares nodes for a revision; `nodes` are what it tells them by."""
+
+    name: str
+    revision: str
+    nodes: frozenset[str]
+
+
 @dataclass(frozen=True)
 class Batch:
     """A RolloutBatch object: its frozen membership and what became of each node.
@@ -285,6 +294,10 @@ class RolloutSnapshot:
     `verify_after` is verified again before a run to it starts (None: never). `without_agent_since` says of nodes that
     have a revision and no pod since when that has been seen. `legacy` is the DaemonSet that `spec.adoption` names, or
     that was taken over before. `zones` are those time zones of `spec.windows` that there are.
+
+    `preparing` are the pods that prepare nodes for a revision, by node: no agents, and never counted as such.
+    `prepare_sets` are the DaemonSets that make them, by name; `unprepared_since` says of the nodes that these name and
+    that are not prepared how long that has counted, `prepare_problem` what the API server said against another one.
     """
 
     now: datetime
@@ -325,6 +338,10 @@ class RolloutSnapshot:
     without_agent_since: Mapping[str, datetime] = field(default_factory=dict)
     legacy: Legacy | None = None
     zones: Mapping[str, tzinfo] = field(default_factory=dict)
+    preparing: Mapping[str, tuple[Pod, ...]] = field(default_factory=dict)
+    prepare_sets: Mapping[str, PrepareSet] = field(default_factory=dict)
+    unprepared_since: Mapping[str, datetime] = field(default_factory=dict)
+    prepare_problem: str = ""
 
     def phase_of(self, revision: str) -> Phase | None:
         """Return the phase of a revision's version; None if nobody knows it (any more)."""

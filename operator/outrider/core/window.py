@@ -110,8 +110,8 @@ def count_to_record(work: Work) -> int:
 
 
 def _count_lost(work: Work) -> int:
-    """Return how many nodes failed for good, and are still there."""
+    """Return how many nodes failed for good, and are still there: not those whose agents were never touched."""
     return sum(
-        result.reason != "NodeGone" and same_node(work, entry) is not None
+        result.reason != "NodeGone" and result.started_at is not None and same_node(work, entry) is not None
         for _, entry, result in work.entries({"Failed"}, updates=True)
     )

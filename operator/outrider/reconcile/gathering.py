@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -37,6 +37,7 @@ from outrider.core.fleet import (
 )
 from outrider.core.moves import target_of
 from outrider.core.plan import Plan
+from outrider.core.prepare import is_counting, token_of
 from outrider.core.requests import ORDER, is_answered, named_version
 from outrider.core.revision import hash_target, joiners_id, revision_of
 from outrider.core.snapshot import (
@@ -47,6 +48,7 @@ from outrider.core.snapshot import (
     Neighbour,
     Node,
     Pod,
+    PrepareSet,
     Request,
     RolloutSnapshot,
     VersionState,
@@ -96,6 +98,9 @@ class Memory:
     template_problems: dict[str, tuple[str, float]] = field(default_factory=dict)
     leaving_since: dict[str, datetime] = field(default_factory=dict)
     without_agent_since: dict[str, datetime] = field(default_factory=dict)
+    unprepared_since: dict[str, datetime] = field(default_factory=dict)
+    prepare_problem: tuple[str, float] | None = None
+    """What the API server said against a DaemonSet that would prepare nodes, and when."""
     told: set[str] = field(default_factory=set)
     refused: int = 0
     asked: tuple[str, datetime] | None = None
@@ -155,25 +160,21 @@ class Gatherer:
         key = names.assignment_key(namespace, spec.component)
         requests = tuple(self._requests(body, status, memory))
 
-        pods: dict[str, list[Pod]] = {}
-        ignored = frozenset(spec.health.ignore_restarts_of)
-        for agent in self._caches.pods.values():
-            if agent.component == spec.component and agent.namespace == namespace:
-                pod = agent.without(ignored) if ignored else agent.pod
-                pods.setdefault(pod.node, []).append(pod)
+        pods, preparing = self._pods(namespace, spec)
         if memory.probes:
             is_asking = status.run is not None and status.run.state in ONGOING
             _add_measurements(pods, spec.health.http if is_asking else None, memory)
         revisions: dict[str, str] = {}
         rules: dict[str, VersionRules] = {}
         joiners: list[str] = []
+        prepare_sets = self._prepare_sets(namespace, name)
         others = self._other_rollouts(body, spec.component)
         joiners_elsewhere = False
         for daemonset in self._caches.daemonsets.values():
             if (daemonset.namespace, daemonset.rollout, daemonset.deleting) == (namespace, name, False):
                 if daemonset.role == names.ROLE_JOINERS:
                     joiners.append(joiners_id(daemonset.revision, daemonset.target))
-                else:
+                elif daemonset.role != names.ROLE_PREPARE:
                     revisions[daemonset.revision] = daemonset.version
                     rules[daemonset.revision] = self._read_rules(
                         namespace, spec.component, daemonset.version, daemonset.platforms
@@ -209,6 +210,10 @@ class Gatherer:
         now = clock.now()
         without = (name for name in members if name not in pods and nodes[name].labels.get(key) in revisions)
         memory.without_agent_since = {name: memory.without_agent_since.get(name, now) for name in without}
+        zones = {window.time_zone: zone for window in spec.windows if (zone := clock.find_zone(window.time_zone))}
+        _note_unprepared(
+            memory, prepare_sets.values(), nodes, preparing, now, counts=is_counting(spec, status, zones, now)
+        )
         return RolloutSnapshot(
             now=now,
             namespace=namespace,
@@ -258,8 +263,32 @@ class Gatherer:
             answers=tuple(memory.answers.values()),
             without_agent_since=memory.without_agent_since,
             legacy=legacy,
-            zones={window.time_zone: zone for window in spec.windows if (zone := clock.find_zone(window.time_zone))},
+            zones=zones,
+            preparing={node: tuple(found) for node, found in preparing.items()},
+            prepare_sets=prepare_sets,
+            unprepared_since=memory.unprepared_since,
+            prepare_problem=memory.prepare_problem[0] if memory.prepare_problem is not None else "",
         )
+
+    def _pods(self, namespace: str, spec: RolloutSpec) -> tuple[dict[str, list[Pod]], dict[str, list[Pod]]]:
+        """Return the agents' pods by node, and likewise those that prepare nodes."""
+        pods: dict[str, list[Pod]] = {}
+        preparing: dict[str, list[Pod]] = {}
+        ignored = frozenset(spec.health.ignore_restarts_of)
+        for agent in self._caches.pods.values():
+            if agent.component == spec.component and agent.namespace == namespace:
+                pod = agent.without(ignored) if ignored else agent.pod
+                (preparing if pod.role == names.ROLE_PREPARE else pods).setdefault(pod.node, []).append(pod)
+        return pods, preparing
+
+    def _prepare_sets(self, namespace: str, rollout: str) -> dict[str, PrepareSet]:
+        """Return the DaemonSets of a Rollout that prepare nodes, by name."""
+        return {
+            one.name: PrepareSet(one.name, one.revision, one.prepares)
+            for one in self._caches.daemonsets.values()
+            if one.role == names.ROLE_PREPARE
+            and (one.namespace, one.rollout, one.deleting) == (namespace, rollout, False)
+        }
 
     def _verify_after(self, wanted: str, memory: Memory) -> datetime:
         """Return since when a verification counts as fresh: also one that took longer than it stays fresh."""
@@ -422,6 +451,28 @@ class Gatherer:
             and body["spec"]["component"] == component
             and (body.get("status") or {}).get("phase") == "Published"
         ]
+
+
+def _note_unprepared(
+    memory: Memory,
+    sets: Collection[PrepareSet],
+    nodes: Mapping[str, Node],
+    preparing: Mapping[str, list[Pod]],
+    now: datetime,
+    *,
+    counts: bool,
+) -> None:
+    """Remember since when nodes that are being prepared are not; from now on, while that time does not count."""
+    if not sets:
+        memory.unprepared_since = {}
+        return
+    tokens = frozenset().union(*(each.nodes for each in sets))
+    known = memory.unprepared_since if counts else {}
+    memory.unprepared_since = {
+        name: known.get(name, now)
+        for name, node in nodes.items()
+        if token_of(node) in tokens and not any(pod.ready_since is not None for pod in preparing.get(name, ()))
+    }
 
 
 def _add_measurements(pods: Mapping[str, list[Pod]], http: HttpCheck | None, memory: Memory) -> None:

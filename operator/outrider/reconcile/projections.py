@@ -203,7 +203,7 @@ def _refusal(init: Iterable[Json]) -> Refusal | None:
 
 @dataclass(frozen=True, slots=True)
 class AgentDaemonSet:
-    """A revision's DaemonSet, or the joiners'."""
+    """A revision's DaemonSet, the joiners', or one that prepares nodes (`prepares`)."""
 
     namespace: str
     name: str
@@ -216,6 +216,7 @@ class AgentDaemonSet:
     platforms: frozenset[str]
     target: str
     deleting: bool
+    prepares: frozenset[str] = frozenset()
 
 
 def project_daemonset(obj: Json, _before: AgentDaemonSet | None = None) -> AgentDaemonSet:
@@ -235,6 +236,11 @@ def project_daemonset(obj: Json, _before: AgentDaemonSet | None = None) -> Agent
             filter(None, (metadata.get("annotations") or {}).get(names.ANNOTATION_PLATFORMS, "").split(","))
         ),
         target=(metadata.get("annotations") or {}).get(names.ANNOTATION_TARGET, ""),
+        prepares=frozenset(
+            sys.intern(token)
+            for token in (metadata.get("annotations") or {}).get(names.ANNOTATION_PREPARES, "").split(",")
+            if token
+        ),
         deleting=bool(metadata.get("deletionTimestamp")),
     )
 

@@ -29,6 +29,7 @@ from outrider.api.rollout import RolloutBatchSpec, RolloutStatus
 from outrider.core import plan as actions
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Assign, Plan
+from outrider.core.prepare import build_prepare
 from outrider.core.revision import (
     build_daemonset,
     build_joiners,
@@ -54,6 +55,8 @@ _LARGE = 500
 """Likewise a Rollout's counts; those of large fleets, whose runs take minutes, less often."""
 _REFUSED_SECONDS = 2.0
 """After so long a node whose patch was refused is tried again."""
+_PREPARE_SECONDS = 30.0
+"""After so long a DaemonSet that prepares nodes is tried again, if it was refused."""
 _ASK_AGAIN_SECONDS = 5.0
 """Whoever verifies may have been busy with the version when he was asked."""
 
@@ -144,7 +147,7 @@ class RolloutReconciler:
         # What is only to be told waits for no move, and no move waits for it.
         moves = [self._assign(seen.assignment_key, move, memory) for move in plan.moves]
         await _all([*moves, self._tell(body, seen, plan, memory)])
-        await self._clean_up(seen, plan)
+        await self._clean_up(seen, plan, memory)
         self._report_metrics(seen, plan)
         if seen.revisions:
             # Last: keys that cannot be handed out hold up no move back. New revisions ask for them by themselves.
@@ -163,7 +166,7 @@ class RolloutReconciler:
             await self._tell(body, seen, plan, memory)
         except OutriderError as error:
             logger.info("Rollout %s/%s goes without a word: %s", seen.namespace, seen.name, error.message)
-        await self._clean_up(seen, plan)
+        await self._clean_up(seen, plan, memory)
         self._report_metrics(seen, plan)
 
     async def _prepare(self, seen: RolloutSnapshot, plan: Plan, memory: Memory) -> None:
@@ -232,9 +235,15 @@ class RolloutReconciler:
             memory.told_status = body, status.model_copy(update={"conditions": ours}).to_api()
         return memory.told_status[1]
 
-    async def _clean_up(self, seen: RolloutSnapshot, plan: Plan) -> None:
+    async def _clean_up(self, seen: RolloutSnapshot, plan: Plan, memory: Memory) -> None:
+        if not any(isinstance(action, actions.PrepareNodes) for action in plan.actions):
+            memory.prepare_problem = None
         for action in plan.actions:
             match action:
+                case actions.PrepareNodes():
+                    await self._prepare_nodes(seen, action, memory)
+                case actions.DeletePrepare(name):
+                    await self._delete_daemonset(seen, name)
                 case actions.DropFinalizer():
                     await self._drop_finalizer(seen)
                 case actions.DeleteRevision(revision):
@@ -274,6 +283,21 @@ class RolloutReconciler:
             await self._create_daemonset(build_joiners(daemonset, seen.spec.target, seen.assignment_key))
         except Stalling as error:
             logger.warning("Rollout %s/%s: joining nodes wait: %s", seen.namespace, seen.name, error.message)
+
+    async def _prepare_nodes(self, seen: RolloutSnapshot, action: actions.PrepareNodes, memory: Memory) -> None:
+        """Create the DaemonSet that prepares nodes. Whatever comes of it: no verdict and no way back waits for it."""
+        moment = asyncio.get_running_loop().time()
+        if memory.prepare_problem is not None and moment - memory.prepare_problem[1] < _PREPARE_SECONDS:
+            return
+        try:
+            body = await self._cluster.get(DAEMON_SETS, seen.namespace, daemonset_name(seen.name, action.revision))
+            if body is not None:
+                nodes = [seen.nodes[name] for name in action.nodes]
+                await self._create_daemonset(build_prepare(body, nodes, seen.assignment_key, _owned_by(seen)))
+            memory.prepare_problem = None
+        except OutriderError as error:
+            memory.prepare_problem = f"the API server refuses the DaemonSet for that: {error.message}", moment
+            logger.warning("Rollout %s/%s: nodes are not prepared: %s", seen.namespace, seen.name, error.message)
 
     async def _change_adopted(self, seen: RolloutSnapshot, change: actions.ChangeAdopted) -> None:
         key = f"{seen.namespace}/{seen.name}"
@@ -318,15 +342,7 @@ class RolloutReconciler:
                     names.LABEL_BATCH: str(spec.batch),
                     names.LABEL_MANAGED_BY: names.MANAGED_BY,
                 },
-                "ownerReferences": [
-                    {
-                        "apiVersion": ROLLOUTS.api_version,
-                        "kind": ROLLOUTS.kind,
-                        "name": seen.name,
-                        "uid": seen.uid,
-                        "controller": True,
-                    }
-                ],
+                "ownerReferences": [_owned_by(seen)],
             },
             "spec": spec.to_api(),
         }
@@ -448,9 +464,24 @@ class RolloutReconciler:
             waits.append(float(STUCK_SECONDS))
         if memory.template_problems:
             waits.append(TEMPLATE_SECONDS)
+        if (
+            any(isinstance(action, actions.PrepareNodes) for action in plan.actions)
+            and memory.prepare_problem is not None
+        ):
+            waits.append(_PREPARE_SECONDS)
         if memory.refused or self._adoptions.has_problem(f"{seen.namespace}/{seen.name}"):
             waits.append(_REFUSED_SECONDS)
         return min(waits, default=None)
+
+
+def _owned_by(seen: RolloutSnapshot) -> Json:
+    return {
+        "apiVersion": ROLLOUTS.api_version,
+        "kind": ROLLOUTS.kind,
+        "name": seen.name,
+        "uid": seen.uid,
+        "controller": True,
+    }
 
 
 def _status_seconds(plan: Plan) -> float:
