@@ -18,6 +18,7 @@ from outrider.core.judgement import judge_nodes
 from outrider.core.leavers import remove_leavers
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Plan
+from outrider.core.prepare import clear_preparations, prepare_nodes
 from outrider.core.rollout import POLICIES, Policy
 from outrider.core.snapshot import Hindrance
 from outrider.core.welcome import welcome_joiners
@@ -395,6 +396,28 @@ def an_approval_is_asked_for_only_when_the_step_is_healthy() -> Check:
     return lambda: not is_asked(fleet, fleet.plan())
 
 
+def prepares(_: Fleet, plan: Plan) -> bool:
+    return any(isinstance(action, actions.PrepareNodes) for action in plan.actions)
+
+
+def what_no_run_needs_to_be_prepared_goes_in_a_pause_too() -> Check:
+    fleet = updating(prepares, prePull=True)
+    fleet.execute(fleet.plan())
+    fleet.change(prePull=False, paused=True)
+    return lambda: any(isinstance(action, actions.DeletePrepare) for action in fleet.plan().actions)
+
+
+def nodes_are_prepared_while_a_batch_is_under_way() -> Check:
+    fleet = updating(prepares, prePull=True)
+    return lambda: prepares(fleet, fleet.plan())
+
+
+def a_pause_prepares_nobody() -> Check:
+    fleet = updating(prepares, prePull=True)
+    fleet.change(paused=True)
+    return lambda: not prepares(fleet, fleet.plan())
+
+
 ORDER: list[tuple[Policy, Policy, Callable[[], Check]]] = [
     (rollout.keep_time, judge_nodes, a_pause_at_the_deadline_stops_the_clock),
     (judge_nodes, let_go, verdicts_go_on_while_a_deleted_rollout_finishes),
@@ -409,6 +432,9 @@ ORDER: list[tuple[Policy, Policy, Callable[[], Check]]] = [
     (rollout.decide_failure, rollout.start_next_batch, a_failed_run_starts_no_more_batches),
     (rollout.supersede, rollout.start_next_batch, another_wish_starts_no_more_batches_of_the_old_one),
     (welcome_joiners, rollout.hold, a_node_that_joins_in_a_pause_gets_its_agent),
+    (clear_preparations, rollout.hold, what_no_run_needs_to_be_prepared_goes_in_a_pause_too),
+    (rollout.hold, prepare_nodes, a_pause_prepares_nobody),
+    (prepare_nodes, rollout.wait_for_the_batch, nodes_are_prepared_while_a_batch_is_under_way),
     (rollout.hold, rollout.send_failed_nodes_back, a_pause_sends_no_failed_node_back),
     (rollout.hold, rollout.move_open_batches, a_pause_keeps_nodes_from_leaving),
     (rollout.hold, rollout.start_next_batch, a_pause_starts_no_batch),
