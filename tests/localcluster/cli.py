@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
     up = commands.add_parser("up", parents=[named], help="start a cluster, or find it running")
     up.add_argument("--fake-nodes", type=int, default=DEFAULT_FAKE_NODES, metavar="N")
-    up.add_argument("--real-nodes", default="auto", choices=["auto", "0", "1", "2"])
+    up.add_argument("--real-nodes", default="auto", metavar="auto|0…9")
     up.add_argument("--kubeconfig", type=Path, help="also write the kubeconfig here")
     up.add_argument("--no-registry", action="store_true")
     up.set_defaults(command=_up)
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     load.set_defaults(command=_load_image)
 
     build = commands.add_parser("build", help="build all that `up` and the tests need, without starting anything")
-    build.add_argument("--real-nodes", default="auto", choices=["auto", "0", "1", "2"])
+    build.add_argument("--real-nodes", default="auto", metavar="auto|0…9")
     build.set_defaults(command=_build)
 
     tool = commands.add_parser("tool", help="print a binary's path, built if needed")

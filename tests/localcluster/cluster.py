@@ -25,6 +25,7 @@ from localcluster.apiclient import ApiClient, in_parallel
 from localcluster.controlplane import ControlPlane, Endpoint
 from localcluster.errors import LauncherError
 from localcluster.locations import check_cluster_name, clusters_directory, exclusive
+from localcluster.nodehandle import RealNode
 from localcluster.processes import Process, find_started_for, stop
 from localcluster.progress import duration, say
 
@@ -58,7 +59,7 @@ class Cluster:
     ) -> Cluster:
         """Return the cluster of that name, started if it does not run.
 
-        ``real_nodes`` is 0, 1, 2 or "auto": one where this machine allows it. A cluster that
+        ``real_nodes`` is a number up to 9, or "auto": one where this machine allows it. A cluster that
         runs already is taken as it is and gets the fake nodes that it lacks.
         """
         check_cluster_name(name)
@@ -112,6 +113,14 @@ class Cluster:
     def real_nodes(self) -> list[str]:
         """Names of the nodes with a real kubelet."""
         return list(self._state.real_nodes)
+
+    def real_node(self, name: str) -> RealNode:
+        """One of them, to work on it."""
+        if name not in self._state.real_nodes:
+            raise LauncherError(
+                f"{name} is no real node of cluster {self.name!r}: {', '.join(self.real_nodes) or 'none'}"
+            )
+        return RealNode(self._state, name)
 
     @property
     def fake_nodes(self) -> list[str]:
@@ -401,24 +410,29 @@ def _control_plane(known: state.State, tools: dict[str, Path]) -> ControlPlane:
     return ControlPlane(known.directory, endpoint, tools, known.record)
 
 
+def allowed_real_nodes(wanted: int) -> int:
+    """Return how many real nodes there can be here: so many, or none, and then it is said why."""
+    problem = realnode.obstacle()
+    if problem is None:
+        try:
+            hostpackages.ensure(hostpackages.REAL_NODES)
+        except LauncherError as error:
+            problem = str(error)
+    if problem is not None:
+        say(f"no real node, only fake ones: {problem}")
+        return 0
+    return wanted
+
+
 def _real_node_count(asked: int | str) -> int:
     if asked == "auto":
-        problem = realnode.obstacle()
-        if problem is None:
-            try:
-                hostpackages.ensure(hostpackages.REAL_NODES)
-            except LauncherError as error:
-                problem = str(error)
-        if problem is not None:
-            say(f"no real node, only fake ones: {problem}")
-            return 0
-        return 1
+        return allowed_real_nodes(1)
     try:
         count = int(asked)
     except ValueError:
         count = -1
-    if count not in (0, 1, 2):
-        raise LauncherError(f"real nodes: 0, 1, 2 or auto, not {asked!r}")
+    if not 0 <= count <= realnode.MOST:
+        raise LauncherError(f"real nodes: 0 to {realnode.MOST}, or auto, not {asked!r}")
     if count:
         problem = realnode.obstacle()
         if problem is not None:

@@ -8,16 +8,18 @@ import io
 import json
 import platform
 import struct
+import subprocess
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from localcluster import hostpackages
+from localcluster import hostpackages, toolchain
 from localcluster.errors import LauncherError
 from localcluster.locations import cache_directory
 from localcluster.operatorimage import build_operator_image
 
-__all__ = ["architecture", "build_busybox_image", "build_operator_image"]
+__all__ = ["architecture", "build_busybox_image", "build_operator_image", "push_image"]
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 # Modification time of everything in a layer: the same content is the same digest.
@@ -52,6 +54,22 @@ def build_busybox_image(
         layer = _layer(busybox, contents)
         _write_archive(archive, reference, layer, entrypoint, environment or {})
     return archive
+
+
+def push_image(archive: Path, reference: str) -> str:
+    """Push an OCI archive to a registry that speaks plain HTTP; return the image's digest."""
+    with tempfile.TemporaryDirectory(prefix="outrider-push-") as folder:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        result = subprocess.run(
+            [str(toolchain.tool("crane")), "push", "--insecure", folder, reference],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if result.returncode != 0:
+        raise LauncherError(f"{reference} could not be pushed: {result.stderr.strip()[-500:]}")
+    return result.stdout.strip().rpartition("@")[2]
 
 
 def _content(value: bytes | str | Path) -> bytes:

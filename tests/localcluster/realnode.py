@@ -28,6 +28,8 @@ from localcluster.progress import say
 from localcluster.state import State
 
 PAUSE_IMAGE = "localhost/outrider/pause:1"
+MOST = 9
+"""Real nodes of one cluster at most: that many subnets are set aside, and no machine to develop on bears more."""
 _READY_SECONDS = 120.0
 _CGROUPS = Path("/sys/fs/cgroup")
 # kubelet sets these for the whole machine; `down` puts them back.
@@ -161,6 +163,16 @@ def enter_command(known: State, name: str) -> list[str]:
     return _Node(known, int(name.rpartition("-")[2])).enter()
 
 
+def allow_plain_registry(known: State, name: str, registry: str) -> None:
+    """Let a node's containerd speak plain HTTP to a registry."""
+    _Node(known, int(name.rpartition("-")[2])).allow_plain_registry(registry)
+
+
+def root_directory(known: State, name: str) -> Path:
+    """Where the node's own file system is seen from outside, as long as the node runs."""
+    return Path("/proc") / str(_Node(known, int(name.rpartition("-")[2])).inner_pid()) / "root"
+
+
 def remove_all(known: State) -> None:
     """Remove what outlives the processes of the real nodes: bridge, cgroups, kernel settings."""
     if known.network is None:
@@ -202,13 +214,15 @@ class _Node:
         # Containers have no name server: nothing here resolves names for them.
         (self.directory / "resolv.conf").write_text("")
         if self.known.registry_port is not None:
-            registry = f"{self.known.host}:{self.known.registry_port}"
-            hosts = self.directory / "certs.d" / registry / "hosts.toml"
-            hosts.parent.mkdir(parents=True, exist_ok=True)
-            hosts.write_text(
-                f'server = "http://{registry}"\n\n[host."http://{registry}"]\n'
-                'capabilities = ["pull", "resolve", "push"]\n'
-            )
+            self.allow_plain_registry(f"{self.known.host}:{self.known.registry_port}")
+
+    def allow_plain_registry(self, registry: str) -> None:
+        """Let containerd speak plain HTTP to a registry; it looks here at every pull."""
+        hosts = self.directory / "certs.d" / registry / "hosts.toml"
+        hosts.parent.mkdir(parents=True, exist_ok=True)
+        hosts.write_text(
+            f'server = "http://{registry}"\n\n[host."http://{registry}"]\ncapabilities = ["pull", "resolve", "push"]\n'
+        )
 
     def start_anchor(self) -> None:
         """Make the namespaces and their root directory."""
@@ -236,7 +250,7 @@ class _Node:
 
     def connect(self) -> None:
         """Join the node to the bridge and make its pods reachable from this machine."""
-        inside = self._inner_pid()
+        inside = self.inner_pid()
         outer = f"{_bridge(self.known)}n{self.index}"
         _ip("link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", str(inside))
         _ip("link", "set", outer, "master", _bridge(self.known), "up")
@@ -245,12 +259,14 @@ class _Node:
         _run([*ip, "address", "add", f"{self.address}/24", "dev", "eth0"])
         _run([*ip, "link", "set", "eth0", "up"])
         _run([*ip, "route", "add", "default", "via", self.network.gateway])
-        for other in (1, 2):
-            if other != self.index:
-                route = [self.network.pods(other), "via", self.network.node_address(other)]
-                _run([*ip, "route", "add", *route])
+        # To the pods of all nodes that there may be: those that come later need no change here.
+        routes = [
+            f"ip route add {self.network.pods(other)} via {self.network.node_address(other)}"
+            for other in range(1, MOST + 1)
+            if other != self.index
+        ]
         forward = "echo 1 > /proc/sys/net/ipv4/ip_forward"
-        _run([*self.enter(), "/bin/sh", "-c", forward])
+        _run([*self.enter(), "/bin/sh", "-e", "-c", "\n".join([*routes, forward])])
         _ip("route", "add", self.network.pods(self.index), "via", self.address)
 
     def start_containerd(self, tools: dict[str, Path]) -> None:
@@ -268,11 +284,10 @@ class _Node:
 
     def start_kubelet(self, tools: dict[str, Path]) -> None:
         """Start kubelet, which registers the node."""
-        zone = ("zone-a", "zone-b")[self.index - 1]
         labels = {
             KIND_LABEL: "real",
             "topology.kubernetes.io/region": "local",
-            "topology.kubernetes.io/zone": zone,
+            "topology.kubernetes.io/zone": f"zone-{'abcdefghi'[self.index - 1]}",
         }
         self._spawn(
             "kubelet",
@@ -296,10 +311,10 @@ class _Node:
     def enter(self) -> list[str]:
         """The command prefix that runs a program inside."""
         nsenter = hostpackages.required("nsenter")
-        target = f"--target={self._inner_pid()}"
+        target = f"--target={self.inner_pid()}"
         return [nsenter, target, "--mount", "--uts", "--ipc", "--net", "--pid", "--"]
 
-    def _inner_pid(self) -> int:
+    def inner_pid(self) -> int:
         """The first process of the node's PID namespace, as seen from outside."""
         anchor = self.known.processes.get(f"{self.name}-anchor")
         if anchor is None or not anchor.alive():
@@ -350,6 +365,8 @@ class _Node:
             "clusterDomain": "cluster.local",
             "resolvConf": str(self.directory / "resolv.conf"),
             "podLogsDir": "/var/log/pods",
+            # ConfigMaps and Secrets that change reach running pods soon, not within minutes.
+            "syncFrequency": "2s",
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": f"/{_cgroup(self.known, self.name)}",
             # Developers' machines have swap, old cgroups and fewer rights than a node has.

@@ -1,8 +1,12 @@
+import http.server
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import pytest
 
 from localcluster import Cluster, LauncherError, addresses, cli, hostpackages, images, processes, stages, toolchain
 from localcluster.apiclient import ApiError, Object
+from localcluster.middleman import Middleman
 
 
 def test_a_recycled_pid_is_neither_alive_nor_ended() -> None:
@@ -84,6 +89,70 @@ def test_the_same_files_make_the_same_image(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
         archives.append(images.build_busybox_image("localhost/x:1", files={"a/b": "c"}).read_bytes())
     assert archives[0] == archives[1]
+
+
+class _Answering(http.server.BaseHTTPRequestHandler):
+    body = b"hello good world\n" * 4000
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def middleman() -> Iterator[Middleman]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answering)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    found = Middleman(f"127.0.0.1:{server.server_port}", "127.0.0.1")
+    yield found
+    found.stop()
+    server.shutdown()
+    server.server_close()
+
+
+def get(middleman: Middleman) -> bytes:
+    with urllib.request.urlopen(f"http://{middleman.host}/", timeout=5) as answer:
+        content: bytes = answer.read()
+    return content
+
+
+def test_a_middleman_passes_on_and_changes_what_he_is_told_to(middleman: Middleman) -> None:
+    assert get(middleman) == _Answering.body
+    assert not middleman.changed.is_set()
+    middleman.change(b"good", b"evil")
+    assert get(middleman) == _Answering.body.replace(b"good", b"evil")
+    assert middleman.changed.is_set()
+    middleman.behave()
+    assert get(middleman) == _Answering.body
+
+
+def test_a_middleman_refuses_and_admits(middleman: Middleman) -> None:
+    middleman.refuse()
+    with pytest.raises(OSError, match="refused"):
+        get(middleman)
+    middleman.admit()
+    middleman.demand("somebody", "knows")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        get(middleman)
+    middleman.behave()
+    assert get(middleman) == _Answering.body
+
+
+def test_a_middleman_holds_back(middleman: Middleman) -> None:
+    middleman.hold_after(5000)
+    received: list[bytes] = []
+    asking = threading.Thread(target=lambda: received.append(get(middleman)))
+    asking.start()
+    assert middleman.holding.wait(5)
+    assert received == []
+    middleman.behave()
+    asking.join(5)
+    assert received == [_Answering.body]
 
 
 # --- on a real API server ---------------------------------------------------------------------
