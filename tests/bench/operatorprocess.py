@@ -34,9 +34,9 @@ main()
 
 
 class OperatorProcess:
-    """A running operator."""
+    """A running operator; `settings` are those of its variables that are otherwise than usual here."""
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, **settings: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _put_account(cluster, folder)
         address = urlsplit(cluster.server_url)
@@ -55,6 +55,7 @@ class OperatorProcess:
             "OUTRIDER_LISTEN_HOST": "127.0.0.1",
             "OUTRIDER_LISTEN_PORT": str(self._port),
             "OUTRIDER_POD_NAME": "outrider-bench",
+            **settings,
         }
         self.log = folder / "operator.log"
         with self.log.open("wb") as log:
