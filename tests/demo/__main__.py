@@ -1,7 +1,7 @@
 """`python -m demo`: the story, its summary, and an orderly end whatever happens. `python -m demo down` ends a kept one.
 
-Environment: KEEP=1 leaves everything running, NODES says how many fake nodes (default 15), REAL_NODES=0 does without a
-real node, NAME names the cluster (default demo), NO_COLOR does without colours.
+Environment: KEEP=1 leaves everything running, NODES says how many fake nodes (default 15), REAL_NODES=0 does without
+real nodes, NAME names the cluster (default demo), NO_COLOR does without colours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from demo.fleet import NAMESPACE, ROLLOUT
+from demo.fleet import AGENT, NAMESPACE
 from demo.outcome import NotAsTold
 from demo.story import OPERATOR_NAMESPACE, Story
 from demo.terminal import Relay, Terminal, open_terminal
@@ -133,7 +133,7 @@ def _explain(terminal: Terminal, story: Story, name: str) -> None:
         lines.append(f"export PATH={shlex.quote(str(kubectl.parent))}:$PATH")
     lines += [
         f"kubectl -n {NAMESPACE} get outrider",
-        f"kubectl -n {NAMESPACE} describe orl {ROLLOUT}",
+        f"kubectl -n {NAMESPACE} describe orl {AGENT}",
         f"kubectl -n {NAMESPACE} get events --sort-by=.lastTimestamp",
         f"kubectl -n {NAMESPACE} get pods -o wide -L outrider.dev/version",
         f"kubectl -n {OPERATOR_NAMESPACE} logs deployment/outrider",

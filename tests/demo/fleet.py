@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -9,44 +10,51 @@ from typing import Any
 
 from demo.outcome import NotAsTold
 from demo.terminal import Terminal
+from demo.workshop import fetch_text
 from localcluster.apiclient import ApiClient, ApiError
 
 Object = dict[str, Any]
-NAMESPACE, ROLLOUT, COMPONENT = "fleet", "node-agent", "node-agent"
+NAMESPACE = "fleet"
+AGENT, DAEMON = "node-agent", "node-daemon"
+"""Components, and the Rollouts of the same names."""
 _API = f"/apis/outrider.dev/v1alpha1/namespaces/{NAMESPACE}"
 _POLL_SECONDS = 0.25
 _BAR = 30
 
 
 class Fleet:
-    """What the API server says about the demo's Rollout, its records and its agents."""
+    """What the API server says about one of the demo's Rollouts, its records and its agents."""
 
-    def __init__(self, client: ApiClient, terminal: Terminal) -> None:
+    def __init__(self, client: ApiClient, terminal: Terminal, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
         self._client = client
         self._terminal = terminal
         self.fewest_ready = 0
         self.excused: set[str] = set()
+        self.listening_to: list[str] = []
+        """The nodes whose agents are asked for their version while the fleet is followed."""
         self._teller = _Teller(terminal)
 
     # --- looks ------------------------------------------------------------------------------
 
     def version(self, version: str) -> Object:
         """Return a ComponentVersion."""
-        return self._client.get(f"{_API}/componentversions/{COMPONENT}-{version}")
+        return self._client.get(f"{_API}/componentversions/{self.name}-{version}")
 
     def rollout(self) -> Object:
         """Return the Rollout."""
-        return self._client.get(f"{_API}/rollouts/{ROLLOUT}")
+        return self._client.get(f"{_API}/rollouts/{self.name}")
 
     def batches(self) -> list[Object]:
         """Return the records, oldest first."""
-        found = self._client.items(f"{_API}/rolloutbatches")
+        found = self._client.items(f"{_API}/rolloutbatches", labelSelector=f"outrider.dev/rollout={self.name}")
         return sorted(found, key=lambda item: (item["spec"]["run"], item["spec"]["batch"], item["spec"].get("page", 1)))
 
     def agents(self) -> list[Object]:
         """Return the agents' pods that are not on their way out."""
         pods = self._client.items(
-            f"/api/v1/namespaces/{NAMESPACE}/pods", labelSelector=f"outrider.dev/component={COMPONENT}"
+            f"/api/v1/namespaces/{NAMESPACE}/pods", labelSelector=f"outrider.dev/component={self.name}"
         )
         return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
 
@@ -81,16 +89,19 @@ class Fleet:
         started = time.monotonic()
         deadline = started + seconds
         rollout: Object = {}
-        self.fewest_ready = self._count_ready()
+        self.fewest_ready = self._count_ready(self.agents())
         while time.monotonic() < deadline:
             try:
                 rollout, batches = self.rollout(), self.batches()
-                self.fewest_ready = min(self.fewest_ready, self._count_ready())
+                agents = self.agents()
+                self.fewest_ready = min(self.fewest_ready, self._count_ready(agents))
+                said = self._ask(agents)
             except (TimeoutError, ConnectionError):
                 # A machine that is busy with other things is no reason to give up before the time.
                 continue
             status = rollout.get("status") or {}
             current = int(status.get("observedGeneration", -1)) >= generation
+            self._teller.tell_answers(said, time.monotonic() - started)
             if current:
                 self._teller.tell(rollout, batches, time.monotonic() - started)
             if current and status.get("phase") in until:
@@ -109,9 +120,19 @@ class Fleet:
             f"{message_of(rollout, 'Ready')}"
         )
 
-    def _count_ready(self) -> int:
-        ready = {str(pod["spec"].get("nodeName")) for pod in self.agents() if _is_ready(pod)}
+    def _count_ready(self, agents: list[Object]) -> int:
+        ready = {str(pod["spec"].get("nodeName")) for pod in agents if _is_ready(pod)}
         return len(ready | self.excused)
+
+    def _ask(self, agents: list[Object]) -> dict[str, str]:
+        """Ask the agents of some nodes for their version, by HTTP; who does not answer is left out."""
+        said = {}
+        for pod in agents:
+            node, address = pod["spec"].get("nodeName"), pod["status"].get("podIP")
+            if node in self.listening_to and address and _is_ready(pod):
+                with contextlib.suppress(OSError):
+                    said[str(node)] = fetch_text(f"http://{address}:8080/version", seconds=0.5)
+        return said
 
     def wait(self, what: str, holds: Callable[[], bool], seconds: float) -> None:
         """Wait until something holds; raises NotAsTold otherwise."""
@@ -137,6 +158,14 @@ class _Teller:
         self._begun: set[str] = set()
         self._ended: set[str] = set()
         self._nodes: dict[tuple[str, str], str] = {}
+        self._said: dict[str, str] = {}
+
+    def tell_answers(self, answers: dict[str, str], seconds: float) -> None:
+        """Print what an agent says of itself, if that is something else than before."""
+        for node, said in sorted(answers.items()):
+            if self._said.get(node) != said:
+                self._said[node] = said
+                self._terminal.step(f"{seconds:4.0f} s  the agent of {node}, asked by HTTP, answers: {said}")
 
     def tell(self, rollout: Object, batches: list[Object], seconds: float) -> None:
         """Print what has changed since the last look."""

@@ -14,33 +14,41 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from demo.fleet import COMPONENT, NAMESPACE, ROLLOUT, Fleet, Object, is_true, message_of, version_of
+from demo.fleet import AGENT, DAEMON, NAMESPACE, Fleet, Object, is_true, message_of, version_of
 from demo.outcome import NotAsTold, Outcome, expect
 from demo.terminal import Relay, Terminal, Waiting
 from demo.workshop import AGENT_IMAGE, KEY, PUBLIC_KEY, ROOT, Build, Workshop, fetch_text
 from localcluster import Cluster, images
 from localcluster.addresses import free_port
+from localcluster.cluster import allowed_real_nodes
 from localcluster.processes import spawn
 
 OPERATOR_NAMESPACE = "outrider-system"
-_CHAPTERS = 9
+_CHAPTERS = 10
+_REAL_ONES = "node.outrider.test/kind=real"
+_REAL_NODES = 2
 _CANARIES, _BATCH = 2, 5
 _ALL_AT_ONCE = "type: Full"
 _CAREFUL = f"""\
 type: Canary
     canary: {{steps: [{{nodes: {_CANARIES}, soakSeconds: 6}}]}}
     rolling: {{batchSize: {_BATCH}}}"""
-_READY_MESSAGE = (
-    f"kubectl -n {NAMESPACE} get orl {ROLLOUT} --output=jsonpath='{{.status.conditions[?(@.type==\"Ready\")].message}}'"
-)
-
+_CAREFUL_ON_REAL_NODES = f"""\
+type: Canary
+    canary:
+      nodeSelector: {{matchLabels: {{{_REAL_ONES.replace("=", ": ")}}}}}
+      steps: [{{nodes: 1, soakSeconds: 3}}, {{nodes: 1, soakSeconds: 3}}]
+    rolling: {{batchSize: {_BATCH}}}"""
 BUILDS = [
     Build("1.0.0", "the first one"),
     Build("1.1.0", "a better one"),
     Build("1.2.0", "crashes at its start", flaw="cannot read my own configuration, giving up"),
+    Build("1.2.1", "good, and changed on its way to the nodes"),
     Build("1.3.0", "good when it was signed"),
     Build("1.4.0", "crashes at its start, but has a test", flaw="cannot read my own configuration, giving up"),
     Build("1.4.1", "corrected"),
+    Build("2.0.0", "a daemon of the node itself", component=DAEMON),
+    Build("2.1.0", "crashes at its start", flaw="cannot read my own configuration, giving up", component=DAEMON),
 ]
 
 
@@ -69,17 +77,23 @@ class Story:
     @property
     def _fleet(self) -> Fleet:
         if self._watched is None:
-            self._watched = Fleet(self.cluster.client(), self._terminal)
+            size = self._fake_nodes + len(self._real)
+            self._watched = Fleet(self.cluster.client(), self._terminal, AGENT, size)
+            self._watched.listening_to = self._real
         return self._watched
 
     @property
     def real_node(self) -> str | None:
-        """The node with a real kubelet, if there is one."""
+        """One of the nodes with a real kubelet, if there are any."""
         return next(iter(self.cluster.real_nodes), None)
 
     @property
-    def _size(self) -> int:
-        return self._fake_nodes + (1 if self.real_node else 0)
+    def _real(self) -> list[str]:
+        return self.cluster.real_nodes
+
+    @property
+    def _carefully(self) -> str:
+        return _CAREFUL_ON_REAL_NODES if len(self._real) >= _CANARIES else _CAREFUL
 
     def tell(self) -> None:
         """Tell all of it; raises NotAsTold at the first thing that does not come out."""
@@ -90,6 +104,7 @@ class Story:
         self._first_version()
         self._second_version()
         self._bad_version()
+        self._changed_on_its_way()
         self._tampered_version()
         self._tested_versions()
         self._another_key()
@@ -105,11 +120,13 @@ class Story:
         self._begin("A cluster")
         self._terminal.say(
             "A real Kubernetes control plane on this machine, and a registry for the agents' files. Most nodes are "
-            "fake: the API server cannot tell, but no program runs on them. One is real, with a kubelet and "
-            "containers, where this machine allows it."
+            "fake: the API server cannot tell, but no program runs on them. Two are real, with kubelets, containers "
+            "and a network of their own, where this machine allows it."
         )
         with self._launcher("starting the cluster"):
-            self._cluster = Cluster.up(self._name, self._fake_nodes, self._real_nodes)
+            wanted = self._real_nodes
+            count = allowed_real_nodes(_REAL_NODES) if wanted == "auto" else wanted
+            self._cluster = Cluster.up(self._name, self._fake_nodes, count)
         kubectl = self.cluster.kubectl
         path = f"{kubectl.parent}:{self.workshop.environment.get('PATH', '')}"
         self.workshop.environment |= {"PATH": path, "KUBECONFIG": str(self.cluster.kubeconfig)}
@@ -118,7 +135,7 @@ class Story:
                 "There is no real node here, so the operator will run as a process beside the cluster, and nobody can "
                 "ask an agent for its version. Everything else is the same."
             )
-        self._show("kubectl get nodes", head=2, tail=1 + len(self.cluster.real_nodes))
+        self._show("kubectl get nodes", head=2, tail=1 + len(self._real))
 
     def _install_operator(self) -> None:
         self._begin("The operator")
@@ -130,13 +147,13 @@ class Story:
     def _run_operator_inside(self) -> None:
         self._terminal.say(
             "Outrider is installed as a user would: one file, then a word on where its registry is. Its image is built "
-            "from the Dockerfile and handed to the real node."
+            "from the Dockerfile and handed to the real nodes."
         )
         with self._launcher("building and loading the images"):
             image = _image_of_the_deployment()
             self.cluster.load_image(images.build_operator_image(ROOT, image))
             self.cluster.load_image(images.build_busybox_image(AGENT_IMAGE))
-            self._terminal.step(f"image {image} is on {self.real_node}")
+            self._terminal.step(f"image {image} is on {_join(self._real)}")
         self._apply_install_yaml()
         self._show(f"kubectl -n {OPERATOR_NAMESPACE} rollout restart deployment/outrider")
         started = time.monotonic()
@@ -151,7 +168,7 @@ class Story:
         self._show(f"kubectl -n {OPERATOR_NAMESPACE} get lease outrider")
         seconds = time.monotonic() - started
         self._terminal.done("Two copies run; the one that holds the Lease acts, the other stands by.")
-        self.outcome.proves("install.yaml is all it takes", f"2 operator pods on {self.real_node}, {seconds:.0f} s")
+        self.outcome.proves("install.yaml is all it takes", f"2 operator pods on {_join(self._real)}, {seconds:.0f} s")
 
     def _run_operator_beside(self) -> None:
         self._terminal.say(
@@ -191,6 +208,9 @@ class Story:
         lines = self.workshop.run("kubectl apply -f install.yaml").splitlines()
         self._terminal.output("\n".join([*lines[:2], f"… and {len(lines) - 2} more"]))
         settings = {"OUTRIDER_REGISTRY": self.cluster.registry, "OUTRIDER_REGISTRY_PLAIN_HTTP": "true"}
+        if self.real_node is not None:
+            # For one of the chapters: nodes reach the registry through somebody who passes everything on, until then.
+            settings["OUTRIDER_NODE_REGISTRY"] = self.workshop.stand_between(self.cluster, sys.executable)
         self._show(
             f"kubectl -n {OPERATOR_NAMESPACE} patch configmap outrider-settings --type merge -p "
             f"'{json.dumps({'data': settings})}'"
@@ -230,19 +250,42 @@ class Story:
         self._show(f"kubectl apply -f {rollout}")
         seconds = self._complete("1.0.0")
         self._show(f"kubectl get outrider -n {NAMESPACE}")
-        self._ask_agent("1.0.0")
-        self.outcome.proves("1.0.0 is on every node", f"{self._size} of {self._size} nodes in {seconds:.0f} s")
+        self._look_at_a_node()
+        self._ask_agents("1.0.0")
+        self.outcome.proves(
+            "1.0.0 is on every node", f"{self._fleet.size} of {self._fleet.size} nodes in {seconds:.0f} s"
+        )
+
+    def _look_at_a_node(self) -> None:
+        if self.real_node is None:
+            return
+        pod = self._fleet.agent_on(self.real_node)
+        assert pod is not None
+        self._terminal.say(
+            f"On {self.real_node} an init container has fetched the file by its digest and verified it once more, "
+            "before anything of the agent started:"
+        )
+        self._show(
+            f"kubectl -n {NAMESPACE} get pods --field-selector=spec.nodeName={self.real_node} -o wide", columns=7
+        )
+        said = self._show(f"kubectl -n {NAMESPACE} logs {pod['metadata']['name']} -c outrider-fetch")
+        expect("verified: sha256" in said, "the init container says nothing of having verified the file")
 
     def _second_version(self) -> None:
         self._begin("1.1.0: a canary, then batches")
+        first = (
+            "one real node first, watched for 3 s, then the other"
+            if self._carefully == _CAREFUL_ON_REAL_NODES
+            else f"{_CANARIES} nodes first, watched for 6 s"
+        )
         self._terminal.say(
-            f"Now agents are at work, so the next version goes carefully: {_CANARIES} nodes first, watched for 6 s, "
-            f"then {_BATCH} at a time. A batch starts only when the one before is healthy."
+            f"Now agents are at work, so the next version goes carefully: {first}, then {_BATCH} at a time. A batch "
+            "starts only when the one before is healthy."
         )
         self._prepare("1.1.0")
         self._publish("1.1.0")
         rollout = self.workshop.write(
-            "rollout-1.1.0.yaml", "rollout.yaml", VERSION="1.1.0", STRATEGY=_CAREFUL, IMAGE=AGENT_IMAGE
+            "rollout-1.1.0.yaml", "rollout.yaml", VERSION="1.1.0", STRATEGY=self._carefully, IMAGE=AGENT_IMAGE
         )
         self._terminal.line()
         self._terminal.excerpt(_from(self.workshop.directory / rollout, "  strategy:", until="  health:"))
@@ -267,10 +310,11 @@ class Story:
                 the_first_batch_is_healthy: look,
             },
         )
-        self._ask_agent("1.1.0")
+        self._ask_agents("1.1.0")
         sizes = [len(batch["spec"]["nodes"]) for batch in self._fleet.batches() if batch["spec"]["run"] == 2]
-        expect(sizes[0] == _CANARIES and max(sizes[1:]) <= _BATCH, f"batches of {sizes} nodes")
-        away = self._size - self._fleet.fewest_ready
+        canaries = [1, 1] if self._carefully == _CAREFUL_ON_REAL_NODES else [_CANARIES]
+        expect(sizes[: len(canaries)] == canaries and max(sizes) <= _BATCH, f"batches of {sizes} nodes")
+        away = self._fleet.size - self._fleet.fewest_ready
         expect(away <= _BATCH, f"{away} agents were away at a time, more than a batch")
         self._terminal.done(
             f"Batches of {_join(sizes)} nodes; at no time were more than {away} nodes without their agent."
@@ -312,14 +356,14 @@ class Story:
     def _bad_version(self) -> None:
         self._begin("1.2.0: a bad one goes back by itself")
         self._terminal.say(
-            "1.2.0 is signed as it should be, and published. But it crashes at its start. (The real node will see that "
-            "if it is among the canaries; the fake ones run nothing, so they are told to fail on 1.2.0 likewise.)"
+            "1.2.0 is signed as it should be, and published. But it crashes at its start."
+            + ("" if self.real_node else " (Fake nodes run nothing, so they are told to fail on 1.2.0.)")
         )
         self._prepare("1.2.0")
         self._publish("1.2.0")
         fault = self.cluster.inject("crash-loop", pod_labels={"outrider.dev/version": "1.2.0"}, namespace=NAMESPACE)
         before = self._fleet.ready_versions()
-        expect(before == {"1.1.0": self._size}, f"agents before: {dict(before)}")
+        expect(before == {"1.1.0": self._fleet.size}, f"agents before: {dict(before)}")
         generation = self._set_version("1.2.0")
         started = time.monotonic()
         rollout = self._fleet.follow(generation, until=("RolledBack", "Completed", "Stalled"), seconds=120)
@@ -329,7 +373,7 @@ class Story:
         fault.remove()
 
         self._terminal.say("The Rollout says what happened and what to do next:")
-        self._terminal.prose(self.workshop.run(_READY_MESSAGE))
+        self._terminal.prose(self._ready_message())
         failed = [
             batch
             for batch in self._fleet.batches()
@@ -345,18 +389,58 @@ class Story:
         for line in said.splitlines():
             self._terminal.prose(line)
         self._fleet.wait(
-            f"all {self._size} agents Ready on 1.1.0",
-            lambda: self._fleet.ready_versions() == {"1.1.0": self._size},
+            f"all {self._fleet.size} agents Ready on 1.1.0",
+            lambda: self._fleet.ready_versions() == {"1.1.0": self._fleet.size},
             30,
         )
-        self._ask_agent("1.1.0")
+        self._ask_agents("1.1.0")
         self._terminal.done(
-            f"1.2.0 got no further than {len(touched)} of {self._size} nodes; all run 1.1.0 again, by themselves."
+            f"1.2.0 got no further than {len(touched)} of {self._fleet.size} nodes; all run 1.1.0 again, by themselves."
         )
         self.outcome.proves(
             "a bad version goes back by itself",
-            f"1.2.0 got no further than {len(touched)} of {self._size} nodes and was gone after {seconds:.0f} s",
+            f"1.2.0 got no further than {len(touched)} of {self._fleet.size} nodes and was gone after {seconds:.0f} s",
         )
+
+    def _changed_on_its_way(self) -> None:
+        self._begin("1.2.1: changed on its way to a node")
+        claim = "bytes that are changed on their way do not start"
+        if self.real_node is None:
+            self._terminal.say("A fake node fetches nothing, so that this chapter is left out.")
+            self.outcome.cannot_show(claim, "there is no real node that fetches anything")
+            return
+        self._terminal.say(
+            "1.2.1 is good: the operator has read it back from the registry and verified it. But somebody sits between "
+            "the nodes and the registry, and changes it as it passes."
+        )
+        self._prepare("1.2.1")
+        self._publish("1.2.1")
+        with self.workshop.tampering_with("1.2.1") as count:
+            self._terminal.step(f"from here on {count} bytes of 1.2.1 are others than those that were signed")
+            generation = self._set_version("1.2.1")
+            started = time.monotonic()
+            self._fleet.follow(generation, until=("RolledBack", "Completed", "Stalled"), seconds=120)
+            seconds = time.monotonic() - started
+        rollout = self._fleet.rollout()
+        expect(is_true(rollout, "RolledBack"), f"the Rollout is {rollout['status']['phase']}, not RolledBack")
+        failed = [
+            node
+            for batch in self._fleet.batches()
+            if batch["spec"]["version"] == "1.2.1" and _kind(batch) == "Rollout"
+            for node in batch["status"].get("nodes") or []
+            if node["state"] == "Failed"
+        ]
+        expect(len(failed) == 1, f"{len(failed)} nodes failed on 1.2.1")
+        self._fleet.wait(
+            f"all {self._fleet.size} agents Ready on 1.1.0",
+            lambda: self._fleet.ready_versions() == {"1.1.0": self._fleet.size},
+            30,
+        )
+        self._ask_agents("1.1.0")
+        self._terminal.done(
+            f"Nothing of it was started. {failed[0]['name']} runs 1.1.0 again, and no other node was touched."
+        )
+        self.outcome.proves(claim, f"{failed[0]['name']}: {failed[0]['reason']}, back after {seconds:.0f} s")
 
     def _tampered_version(self) -> None:
         self._begin("1.3.0: tampered with, and refused")
@@ -385,14 +469,14 @@ class Story:
         rollout = self._fleet.follow(generation, until=("Waiting", "Stalled", "Completed"), seconds=30)
         expect(not is_true(rollout, "Ready"), "the Rollout to a version that was refused is Ready")
         self._show(f"kubectl -n {NAMESPACE} get orl,cver")
-        self._terminal.prose(self.workshop.run(_READY_MESSAGE))
+        self._terminal.prose(self._ready_message())
         time.sleep(3)
         expect(self._fleet.uids() == agents, "agents were replaced although the version was refused")
         self._terminal.say("Back to the version that works, as one would in Git:")
         generation = self._set_version("1.1.0")
         self._fleet.follow(generation, until=("Completed",), seconds=30)
         expect(self._fleet.uids() == agents, "agents were replaced although all ran the right version")
-        self._ask_agent("1.1.0")
+        self._ask_agents("1.1.0")
         self._terminal.done(f"The same {len(agents)} agents as before, not one restarted.")
         self.outcome.proves("changed bytes are refused", "1.3.0 by its hash, 1.3.1 by its signature; 0 nodes moved")
 
@@ -457,12 +541,89 @@ class Story:
             self._terminal.say(f"And an agent that is lost on {self.real_node} is verified with the new key:")
             self._show(f"kubectl -n {NAMESPACE} delete pod {pod['metadata']['name']}")
             self._fleet.wait(
-                f"all {self._size} agents Ready on 1.1.0",
-                lambda: self._fleet.ready_versions() == {"1.1.0": self._size} and self._fleet.uids() != agents,
+                f"all {self._fleet.size} agents Ready on 1.1.0",
+                lambda: self._fleet.ready_versions() == {"1.1.0": self._fleet.size} and self._fleet.uids() != agents,
                 60,
             )
-            self._ask_agent("1.1.0")
+            self._ask_agents("1.1.0")
         self.outcome.proves("a key can be replaced while agents run", seen)
+
+    def _daemon(self) -> None:
+        self._begin("A daemon on the node itself")
+        claim = "a bad daemon goes back on its node"
+        if self.real_node is None:
+            self._terminal.say("Nothing can be installed on a fake node, so that this chapter is left out.")
+            self.outcome.cannot_show(claim, "there is no real node to install anything on")
+            return
+        program = f"/opt/{DAEMON}/current/{DAEMON}"
+        self._terminal.say(
+            "Some programs do not belong into a pod. A component of type Daemon is installed on the node: fetched and "
+            "verified as before, then one link is switched, the node's service manager restarts the unit, and the new "
+            f"one must answer. Here the unit {DAEMON} of both real nodes starts {program}."
+        )
+        for node in self._real:
+            self.cluster.real_node(node).add_service(DAEMON, program)
+        self._watched = Fleet(self.cluster.client(), self._terminal, DAEMON, len(self._real))
+        self._prepare("2.0.0")
+        self._publish("2.0.0")
+        rollout = self.workshop.write("rollout-daemon.yaml", "rollout-daemon.yaml", VERSION="2.0.0")
+        self._terminal.line()
+        self._terminal.excerpt(_from(self.workshop.directory / rollout, "  delivery:"))
+        self._show(f"kubectl apply -f {rollout}")
+        self._complete("2.0.0")
+        self._look_at("ls -l --time-style=+ /opt/node-daemon /opt/node-daemon/versions")
+        self._ask_daemons("2.0.0")
+
+        self._terminal.say("2.1.0 is signed and published. It crashes at its start:")
+        self._prepare("2.1.0")
+        self._publish("2.1.0")
+        generation = self._set_version("2.1.0")
+        started = time.monotonic()
+        rolled_back = self._fleet.follow(generation, until=("RolledBack", "Completed", "Stalled"), seconds=120)
+        seconds = time.monotonic() - started
+        expect(is_true(rolled_back, "RolledBack"), f"the Rollout is {rolled_back['status']['phase']}, not RolledBack")
+        self._ask_daemons("2.0.0")
+        failed = [
+            node["name"]
+            for batch in self._fleet.batches()
+            if batch["spec"]["version"] == "2.1.0" and _kind(batch) == "Rollout"
+            for node in batch["status"].get("nodes") or []
+            if node["state"] == "Failed"
+        ]
+        expect(len(failed) == 1, f"2.1.0 failed on {failed}, and not on one node")
+        self._terminal.done(
+            f"{failed[0]} switched back by itself, before anybody told it to; the other node was never touched."
+        )
+        self.outcome.proves(claim, f"{failed[0]} runs 2.0.0 again; all over after {seconds:.0f} s")
+
+    def _look_at(self, command: str) -> None:
+        """Run a command on a real node itself, and show it and what it says."""
+        assert self.real_node is not None
+        said = self.cluster.real_node(self.real_node).run(*shlex.split(command)).stdout
+        self._terminal.say(f"On {self.real_node}:")
+        self._terminal.command(command)
+        self._terminal.output(said.rstrip())
+
+    def _ask_daemons(self, version: str) -> None:
+        said = {}
+        for node in self.cluster.client().items("/api/v1/nodes", labelSelector=_REAL_ONES):
+            addresses = {one["type"]: one["address"] for one in node["status"]["addresses"]}
+            name, url = node["metadata"]["name"], f"http://{addresses['InternalIP']}:8080/version"
+            said[url] = self._await_answer(url)
+            expect(said[url] == f"{DAEMON} {version} on {name}", f"{url} says {said[url]!r}, not {version}")
+        self._terminal.say("The daemons, asked by HTTP at their nodes' addresses:")
+        self._terminal.output("\n".join(f"GET {url}    {answer}" for url, answer in said.items()))
+
+    def _await_answer(self, url: str) -> str:
+        found: list[str] = []
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                found.append(fetch_text(url))
+            return bool(found)
+
+        self._fleet.wait(f"an answer of {url}", answers, 10)
+        return found[0]
 
     def _is_settled(self, version: str, phase: str) -> bool:
         item = self._fleet.version(version)
@@ -514,7 +675,7 @@ class Story:
         self.workshop.write_version(version)
 
     def _publish(self, version: str, *, watch: bool = False) -> None:
-        name = f"{COMPONENT}-{version}"
+        name = f"{self._fleet.name}-{version}"
         started = time.monotonic()
 
         def is_published() -> bool:
@@ -579,26 +740,30 @@ class Story:
         )
         expect(is_true(rollout, "Ready"), f"the Rollout to {version} is not Ready: {message_of(rollout, 'Ready')}")
         versions = self._fleet.ready_versions()
-        expect(versions == {version: self._size}, f"not every agent is Ready on {version}: {dict(versions)}")
+        expect(versions == {version: self._fleet.size}, f"not every agent is Ready on {version}: {dict(versions)}")
         seconds = time.monotonic() - started
         self._terminal.done(f"{message_of(rollout, 'Ready')}, after {seconds:.0f} s.")
         return seconds
 
+    def _ready_message(self) -> str:
+        path = '{.status.conditions[?(@.type=="Ready")].message}'
+        return self.workshop.run(f"kubectl -n {NAMESPACE} get orl {self._fleet.name} --output=jsonpath='{path}'")
+
     def _set_version(self, version: str) -> int:
         patch = f'{{"spec": {{"version": "{version}"}}}}'
-        self._show(f"kubectl -n {NAMESPACE} patch orl {ROLLOUT} --type merge -p '{patch}'")
+        self._show(f"kubectl -n {NAMESPACE} patch orl {self._fleet.name} --type merge -p '{patch}'")
         self._terminal.line()
         return int(self._fleet.rollout()["metadata"]["generation"])
 
     def _refused(self, version: str, condition: str) -> None:
-        self._show(f"kubectl apply -f {COMPONENT}-{version}.yaml")
+        self._show(f"kubectl apply -f {self._fleet.name}-{version}.yaml")
 
         def is_stalled() -> bool:
             return is_true(self._fleet.version(version), "Stalled")
 
         self._fleet.wait(f"the refusal of {version}", is_stalled, 60)
         item = self._fleet.version(version)
-        self._show(f"kubectl -n {NAMESPACE} get cver {COMPONENT}-{version}")
+        self._show(f"kubectl -n {NAMESPACE} get cver {self._fleet.name}-{version}")
         self._terminal.prose(f"{condition}: {message_of(item, condition)}")
         states = {one["type"]: one["status"] for one in item["status"]["conditions"]}
         expect(states[condition] == "False", f"{condition} of {version} is {states[condition]}, not False")
@@ -606,17 +771,19 @@ class Story:
         expect("publishedAt" not in item["status"], f"{version} was published")
         self._terminal.done(f"{version} stays a Draft: no Rollout can use it.")
 
-    def _ask_agent(self, version: str) -> None:
-        if self.real_node is None:
+    def _ask_agents(self, version: str) -> None:
+        if not self._real:
             return
-        pod = self._fleet.agent_on(self.real_node)
-        expect(pod is not None and bool(pod["status"].get("podIP")), f"there is no agent on {self.real_node}")
-        assert pod is not None
-        url = f"http://{pod['status']['podIP']}:8080/version"
-        said = fetch_text(url)
-        self._terminal.say(f"The agent on {self.real_node}, asked by HTTP:")
-        self._terminal.output(f"GET {url}\n{said}")
-        expect(said == f"node-agent {version} on {self.real_node}", f"it should have said {version}")
+        said = {}
+        for node in self._real:
+            pod = self._fleet.agent_on(node)
+            expect(pod is not None and bool(pod["status"].get("podIP")), f"there is no agent on {node}")
+            assert pod is not None
+            url = f"http://{pod['status']['podIP']}:8080/version"
+            said[url] = fetch_text(url)
+            expect(said[url] == f"node-agent {version} on {node}", f"{url} says {said[url]!r}, not {version}")
+        self._terminal.say("The agents on the real nodes, asked by HTTP:")
+        self._terminal.output("\n".join(f"GET {url}    {answer}" for url, answer in said.items()))
         self._answers.append(version)
 
 
@@ -646,7 +813,7 @@ def _first_columns(lines: Sequence[str], count: int) -> list[str]:
     return [line[:end].rstrip() for line in lines]
 
 
-def _join(sizes: Sequence[int]) -> str:
+def _join(sizes: Sequence[int] | Sequence[str]) -> str:
     return ", ".join(map(str, sizes[:-1])) + f" and {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
 
 

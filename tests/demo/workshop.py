@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import shlex
 import shutil
 import subprocess
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ class Build:
     version: str
     notes: str
     flaw: str = ""
+    component: str = "node-agent"
 
 
 class Workshop:
@@ -44,7 +47,7 @@ class Workshop:
         self.directory = directory
         self._terminal = terminal
         self._builds: dict[str, Future[None]] = {}
-        self._notes: dict[str, str] = {}
+        self._described: dict[str, Build] = {}
         self._pool = ThreadPoolExecutor(1)
         self._base_url = ""
         self._server: Process | None = None
@@ -56,7 +59,7 @@ class Workshop:
     def start_building(self, builds: list[Build]) -> None:
         """Compile the versions in the background, one after the other."""
         for build in builds:
-            self._notes[build.version] = build.notes
+            self._described[build.version] = build
             self._builds[build.version] = self._pool.submit(self._compile, build)
 
     def stop_building(self) -> None:
@@ -71,7 +74,7 @@ class Workshop:
         go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
         if go is None:
             raise LauncherError("the demo's agent is a small Go program and needs Go on PATH (https://go.dev/dl)")
-        flags = f"-s -w -X main.version={build.version}"
+        flags = f"-s -w -X main.version={build.version} -X main.name={build.component}"
         if build.flaw:
             flags += f" -X 'main.flaw={build.flaw}'"
         for architecture in self.architectures:
@@ -91,7 +94,12 @@ class Workshop:
 
     def file_name(self, version: str, architecture: str = "") -> str:
         """Return the name of a version's file; without an architecture, of the one that this machine runs."""
-        return f"node-agent-{version}-{architecture or images.architecture()}"
+        return f"{self._component(version)}-{version}-{architecture or images.architecture()}"
+
+    def _component(self, version: str) -> str:
+        # A version that nobody has built is one of the agent's, made by whoever tampers with files.
+        build = self._described.get(version)
+        return "node-agent" if build is None else build.component
 
     # --- signing ----------------------------------------------------------------------------
 
@@ -116,21 +124,24 @@ class Workshop:
         """
         testing = Template((MATERIAL / "testing.yaml").read_text()).substitute(IMAGE=AGENT_IMAGE) if tested else ""
         artifacts = []
+        component, build = self._component(version), self._described.get(version)
         for architecture in self.architectures:
             file = self.file_name(version, architecture)
             signature = self.directory / f"{self.file_name(signed_as or version, architecture)}.sig"
             artifacts.append(
                 f"- platform: {{os: linux, arch: {architecture}}}\n"
-                "  fileName: node-agent\n"
+                f"  fileName: {component}\n"
                 f'  sha256: "{hashlib.sha256((self.directory / file).read_bytes()).hexdigest()}"\n'
                 f"  source: {{http: {{url: {self._base_url}/{file}}}}}\n"
                 f"  signature: {{inline: {base64.b64encode(signature.read_bytes()).decode()}}}"
             )
         return self.write(
-            f"node-agent-{version}.yaml",
+            f"{component}-{version}.yaml",
             "version.yaml",
+            COMPONENT=component,
+            TYPE="Agent" if component == "node-agent" else "Daemon",
             VERSION=version,
-            NOTES=self._notes.get(version, ""),
+            NOTES="" if build is None else build.notes,
             ARTIFACTS="\n".join(artifacts).replace("\n", "\n    "),
             TESTING=testing[testing.find("testing:") :].replace("\n", "\n  ").rstrip() if testing else "",
         )
@@ -165,6 +176,45 @@ class Workshop:
         if self._server is not None:
             stop([self._server], grace=1)
 
+    # --- in between -------------------------------------------------------------------------
+
+    def stand_between(self, cluster: Cluster, python: str) -> str:
+        """Start somebody between the nodes and the registry, who passes everything on; return where he listens."""
+        host = cluster.registry.partition(":")[0]
+        port = free_port(host)
+        spawn(
+            "middleman",
+            [python, "-m", "localcluster.middleman", cluster.registry, host, str(port), self._orders],
+            cluster.directory / "logs" / "middleman.log",
+            cluster=cluster.directory,
+            port=port,
+            environment=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        )
+        return f"{host}:{port}"
+
+    @contextlib.contextmanager
+    def tampering_with(self, version: str) -> Iterator[int]:
+        """Let whoever stands between change some bytes of a version's files, for a while; yields how many."""
+        content = (self.directory / self.file_name(version)).read_bytes()
+        instead = b" a back door that nobody signed "
+        middle = len(content) // 2
+        old = content[middle : middle + len(instead)]
+        while content.count(old) != 1:
+            middle += 1
+            old = content[middle : middle + len(instead)]
+        # In one step: he reads it whenever he likes.
+        fresh = self._orders.with_suffix(".new")
+        fresh.write_text(f"{old.hex()}\n{instead.hex()}\n")
+        fresh.replace(self._orders)
+        try:
+            yield len(instead)
+        finally:
+            self._orders.unlink()
+
+    @property
+    def _orders(self) -> Path:
+        return self.directory / "orders-of-the-middleman"
+
     # --- commands ---------------------------------------------------------------------------
 
     def run(self, command: str, *, show: bool = True) -> str:
@@ -185,8 +235,8 @@ class Workshop:
         return result.stdout
 
 
-def fetch_text(url: str) -> str:
+def fetch_text(url: str, seconds: float = 5) -> str:
     """GET a small text."""
-    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - an address that the demo made itself
+    with urllib.request.urlopen(url, timeout=seconds) as answer:  # noqa: S310 - an address that the demo made itself
         content: Any = answer.read()
     return str(content.decode()).strip()
