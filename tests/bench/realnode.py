@@ -26,10 +26,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator")]
 
+from adapters.realtools import offline_tools  # noqa: E402
 from adapters.signing import Signer  # noqa: E402
 from bench.operatorprocess import NAMESPACE, OperatorProcess  # noqa: E402
 from bench.watching import Json, Watch  # noqa: E402
@@ -38,7 +40,6 @@ from localcluster.apiclient import Object  # noqa: E402
 from outrider.api import names  # noqa: E402
 
 MAX_RATIO = 1.1
-PARTS = ("volume",)
 OURS, NATIVE = "outrider", "native"
 PORTS = {OURS: 18080, NATIVE: 18081}
 PAUSE = 0.02
@@ -232,29 +233,54 @@ class Bench:
         self.client.create("/api/v1/namespaces", {"metadata": {"name": FLEET}})
         for version in VERSIONS:
             self._publish(version, agent(version).encode())
-        for version in VERSIONS:
-            self._wait("--for=jsonpath={.status.phase}=Published", f"componentversion/{COMPONENT}-{version}")
+        self._await_published()
+
+    def publish_images(self) -> None:
+        """Publish both versions as container images with the agent in them, signed by cosign."""
+        self.client.create("/api/v1/namespaces", {"metadata": {"name": FLEET}})
+        home = self.folder / "tools"
+        home.mkdir()
+        with offline_tools(home) as tools:
+            for version in VERSIONS:
+                place = f"{self.cluster.registry}/elsewhere/{COMPONENT}"
+                content = {"agent": agent(version)}
+                archive = images.build_busybox_image(f"{place}:{version}", files=content, entrypoint=["/agent"])
+                digest = images.push_image(archive, f"{place}:{version}")
+                tools.cosign.sign(f"{place}@{digest}", self.signer)
+                self._describe(
+                    version,
+                    sha256=digest.removeprefix("sha256:"),
+                    source={"image": {"reference": f"{place}:{version}", "copy": True}},
+                )
+        self._await_published()
 
     def _publish(self, version: str, content: bytes) -> None:
         name = f"{COMPONENT}-{version}"
         source = {"metadata": {"name": name}, "data": {"agent": content.decode()}}
         self.client.create(f"/api/v1/namespaces/{FLEET}/configmaps", source)
-        artifact = {
-            "platform": {"os": "linux", "arch": images.architecture()},
-            "fileName": "agent",
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "source": {"configMap": {"name": name, "key": "agent"}},
-            "signature": {"inline": self.signer.sign(content)},
-        }
+        self._describe(
+            version,
+            fileName="agent",
+            sha256=hashlib.sha256(content).hexdigest(),
+            source={"configMap": {"name": name, "key": "agent"}},
+            signature={"inline": self.signer.sign(content)},
+        )
+
+    def _describe(self, version: str, **artifact: Any) -> None:
+        artifact["platform"] = {"os": "linux", "arch": images.architecture()}
         body = {
             "apiVersion": names.API_VERSION,
             "kind": "ComponentVersion",
-            "metadata": {"name": name},
+            "metadata": {"name": f"{COMPONENT}-{version}"},
             "spec": {"component": COMPONENT, "version": version, "artifacts": [artifact]},
         }
         self.client.create(f"{_API}/componentversions", body)
 
-    def start_ours(self, delivery: Object) -> None:
+    def _await_published(self) -> None:
+        for version in VERSIONS:
+            self._wait("--for=jsonpath={.status.phase}=Published", f"componentversion/{COMPONENT}-{version}")
+
+    def start_ours(self, delivery: Object, pod: Object) -> None:
         """Have Outrider's agent on the node, and both of its revisions in the cluster."""
         body = {
             "apiVersion": names.API_VERSION,
@@ -264,7 +290,7 @@ class Bench:
                 "component": COMPONENT,
                 "version": VERSIONS[0],
                 "target": {"nodeNames": [self.node]},
-                "template": template(PORTS[OURS]),
+                "template": pod,
                 "delivery": delivery,
                 "strategy": {"type": "Full"},
                 "health": {"timeoutSeconds": 120, "minReadySeconds": 0},
@@ -397,18 +423,28 @@ def say(line: str) -> None:
 def run_volume(bench: Bench, rounds: int) -> Measured:
     """Measure delivery volume."""
     bench.publish_files()
-    bench.start_ours({"volume": {"mountPath": "/opt/agent", "containers": ["agent"]}})
+    bench.start_ours({"volume": {"mountPath": "/opt/agent", "containers": ["agent"]}}, template(PORTS[OURS]))
     bench.start_native()
     return measure(bench, rounds)
 
 
-MEASURES: dict[str, Callable[[Bench, int], Measured]] = {"volume": run_volume}
+def run_image(bench: Bench, rounds: int) -> Measured:
+    """Measure delivery image."""
+    bench.publish_images()
+    pod = template(PORTS[OURS])
+    del pod["spec"]["containers"][0]["command"]
+    bench.start_ours({"image": {"container": "agent"}}, pod)
+    bench.start_native()
+    return measure(bench, rounds)
+
+
+MEASURES: dict[str, Callable[[Bench, int], Measured]] = {"volume": run_volume, "image": run_image}
 
 
 def main() -> int:
     """Measure, print, and return 0 if the target is met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, action="append", help="measure this (default: all)")
+    parser.add_argument("--part", choices=list(MEASURES), action="append", help="measure this (default: both)")
     parser.add_argument("--rounds", type=int, default=8, help="moves there and back (default 8)")
     parser.add_argument("--cluster", default="bench-real", help="name of the local cluster (default bench-real)")
     parser.add_argument("--explain", action="store_true", help="say where the time went")
@@ -416,7 +452,7 @@ def main() -> int:
     # Ended by a supervisor is cleaned up like ended by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     met = True
-    for part in arguments.part or PARTS:
+    for part in arguments.part or MEASURES:
         cluster = Cluster.up(arguments.cluster, fake_nodes=0, real_nodes=1)
         try:
             with tempfile.TemporaryDirectory(prefix="outrider-bench-") as scratch:
