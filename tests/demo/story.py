@@ -163,6 +163,9 @@ class Story:
                 f"kubectl -n {OPERATOR_NAMESPACE} rollout status deployment/outrider --timeout=120s", show=False
             )
         self._terminal.output(said.splitlines()[-1])
+        pods = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods"
+        with Waiting(self._terminal, "those with the old settings end"):
+            self._fleet.wait("the end of the old pods", lambda: len(self.cluster.client().items(pods)) == 2, 60)
         self._await_leader()
         self._show(f"kubectl -n {OPERATOR_NAMESPACE} get pods --field-selector=status.phase=Running -o wide", columns=7)
         self._show(f"kubectl -n {OPERATOR_NAMESPACE} get lease outrider")
@@ -663,7 +666,14 @@ class Story:
     def _await_leader(self) -> None:
         lease = f"/apis/coordination.k8s.io/v1/namespaces/{OPERATOR_NAMESPACE}/leases/outrider"
         client = self.cluster.client()
-        self._fleet.wait("an operator that leads", lambda: bool(client.get(lease)["spec"].get("holderIdentity")), 60)
+
+        def leads() -> bool:
+            holder = str(client.get(lease)["spec"].get("holderIdentity") or "")
+            pods = client.items(f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods")
+            # Beside a cluster without real nodes no pod runs, and the process that does holds it.
+            return bool(holder) and (not pods or any(holder.startswith(pod["metadata"]["name"]) for pod in pods))
+
+        self._fleet.wait("an operator that leads", leads, 60)
 
     def _build(self, version: str) -> None:
         with Waiting(self._terminal, f"compiling the agent {version}"):

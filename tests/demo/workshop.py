@@ -197,11 +197,9 @@ class Workshop:
         """Let whoever stands between change some bytes of a version's files, for a while; yields how many."""
         content = (self.directory / self.file_name(version)).read_bytes()
         instead = b" a back door that nobody signed "
-        middle = len(content) // 2
-        old = content[middle : middle + len(instead)]
-        while content.count(old) != 1:
-            middle += 1
-            old = content[middle : middle + len(instead)]
+        # Where it says its version: those bytes are in no other version's file.
+        start = content.index(version.encode()) - len(instead) // 2
+        old = content[start : start + len(instead)]
         # In one step: he reads it whenever he likes.
         fresh = self._orders.with_suffix(".new")
         fresh.write_text(f"{old.hex()}\n{instead.hex()}\n")
