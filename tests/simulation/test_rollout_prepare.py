@@ -386,4 +386,7 @@ def test_a_preview_says_that_nodes_are_prepared_first() -> None:
     fleet.change(version="1.1.0")
     preview = preview_rollout(fleet.snapshot())
     assert preview.outcome == "Completes"
+    assert any("prePull" in each for each in preview.before)
     assert any("prePull" in each for each in preview.assumptions)
+    fleet.change(prePull=False)
+    assert not any("prePull" in each for each in preview_rollout(fleet.snapshot()).before)

@@ -303,3 +303,17 @@ def test_a_kubeconfig_that_cannot_be_used_is_told() -> None:
     ran = CliRunner().invoke(main, ["status", "--kubeconfig", "/nowhere"])
     assert ran.exit_code == 3
     assert "outrider: ClusterAccess: the kubeconfig cannot be used" in ran.stderr
+
+
+def test_nodes_that_are_prepared_first_are_named() -> None:
+    preparing = batch(2, 1, 0, {f"edge-{number}": "Pending" for number in range(12)}, finished=False)
+    for result in preparing["status"]["nodes"]:
+        result |= {"reason": "Preparing", "message": "it is prepared before its agent is stopped"}
+    body = {
+        "metadata": {"name": "agent", "namespace": "fleet", "generation": 4},
+        "spec": {"component": "agent", "version": "1.1.0"},
+        "status": STATUS,
+    }
+    text = "\n".join(tell_one(body, [preparing], NOW, show_nodes=False))
+    assert "prepares   edge-0, edge-1" in text
+    assert "and 2 more: their agents run on" in text

@@ -465,6 +465,9 @@ def _tell_before(seen: RolloutSnapshot, world: _World, steps: Sequence[Step]) ->
         for field, is_set in (("paused", seen.spec.paused), ("frozen", seen.spec.frozen))
         if is_set
     ]
+    run = world.status.run
+    if seen.spec.pre_pull and steps and run is not None and run.kind == "Rollout" and run.revision != run.from_revision:
+        told.append("prePull: files and images are fetched and verified on the nodes while their agents run on")
     if steps and steps[0].starts > 0:
         told += _tell_wait(world, 0.0, steps[0].starts)
     return tuple(told)
@@ -494,10 +497,7 @@ def _tell_assumptions(seen: RolloutSnapshot, node_seconds: float) -> tuple[str, 
         "no node fails, joins, leaves or changes, and other components stay as they are",
     ]
     if seen.spec.pre_pull:
-        told.append(
-            "files and images are fetched and verified on a batch's nodes before their agents are stopped (prePull), "
-            "while the batch before is under way: no time is added for that"
-        )
+        told.append("files and images are on the nodes in time (prePull)")
     stated = seen.spec.to_api()
     waiting = [
         name
