@@ -6,18 +6,17 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from outrider import __version__
-from outrider.node.config import DEFAULT_TERMINATION_LOG, USAGE, ConfigError, read_config
-
-EXIT_CONFIG: Final = 2
-EXIT_REFUSED: Final = 3
-EXIT_LOCAL: Final = 4
-EXIT_TERMINATED: Final = 128 + signal.SIGTERM
-
-_MAX_TERMINATION_BYTES: Final = 4096
-"""What the kubelet reads of a termination log."""
+from outrider.api.errors import Stalling
+from outrider.node.cache import Cache, CacheError
+from outrider.node.config import USAGE, Config, ConfigError, IdleConfig, read_config, read_idle_config
+from outrider.node.ending import EXIT_CONFIG, EXIT_LOCAL, EXIT_REFUSED, EXIT_TERMINATED, fail
+from outrider.node.files import Folder, LocalError, local
+from outrider.node.idle import build_idle
+from outrider.node.privileges import become
+from outrider.node.verification import ARCHITECTURES
 
 
 def main() -> NoReturn:
@@ -36,41 +35,76 @@ def run(arguments: list[str], environ: Mapping[str, str]) -> int:
     # As process 1 of a container, nothing but a handler makes SIGTERM end it: a pod could not be deleted in time.
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        idle = read_idle_config(environ)
+        if idle is not None:
+            return _keep_images(idle)
         config = read_config(environ)
+        cache = _own_folder(config)
+        if config.run_as is not None:
+            become(config.run_as)
+        return _fetch(config, cache)
     except ConfigError as error:
-        return _fail(environ, EXIT_CONFIG, f"ConfigInvalid: {error}")
-
-    # Not before here: what it imports takes most of the start-up time.
-    from outrider.api.errors import Stalling
-    from outrider.node.fetch import LocalError, fetch
-
-    try:
-        path = fetch(config, _log, machine=os.uname().machine)
+        return fail(environ, EXIT_CONFIG, error, _log)
     except Stalling as error:
-        return _fail(environ, EXIT_REFUSED, f"{error.reason}: {error.message}")
+        return fail(environ, EXIT_REFUSED, error, _log)
     except LocalError as error:
-        return _fail(environ, EXIT_LOCAL, f"{error.reason}: {error.message}")
+        return fail(environ, EXIT_LOCAL, error, _log)
+
+
+def _own_folder(config: Config) -> Cache | None:
+    """Make the component's folder in the cache, still as the user that this program was started as."""
+    if config.cache_dir is None:
+        return None
+    try:
+        return Cache.open(config.cache_dir, config)
+    except CacheError as error:
+        if config.target_dir is None:
+            raise
+        _log(f"going on without the cache: {error.reason}: {error.message}")
+        return None
+
+
+def _fetch(config: Config, cache: Cache | None) -> int:
+    # Not before here: it takes most of the start-up time.
+    from outrider.node.fetch import fetch
+
+    if config.idle_dir is not None:
+        _put_idle(config.idle_dir)
+    try:
+        if cache is not None:
+            cache.use()
+    except CacheError as error:
+        if config.target_dir is None:
+            raise
+        _log(f"going on without the cache: {error.reason}: {error.message}")
+        cache = None
+    path = fetch(config, _log, machine=os.uname().machine, cache=cache)
     _log(f"ready: {path}")
     return 0
 
 
+def _keep_images(config: IdleConfig) -> int:
+    if config.run_as is not None:
+        become(config.run_as)
+    _put_idle(config.idle_dir)
+    _log("nothing is to be fetched")
+    return 0
+
+
+def _put_idle(path: Path) -> None:
+    """Put the program that the containers of a prepared pod run into a folder."""
+    machine = os.uname().machine
+    program = build_idle(f"linux/{ARCHITECTURES.get(machine, machine)}")
+    if program is None:
+        raise LocalError(
+            "PlatformUnsupported", f"nodes are prepared on linux/amd64 and linux/arm64 only, and this one is {machine}"
+        )
+    with local("write to", path), Folder.open(path) as folder:
+        folder.write("idle", program, 0o555)
+
+
 def _log(line: str) -> None:
     print(f"outrider-fetch: {line}", file=sys.stderr, flush=True)
-
-
-def _fail(environ: Mapping[str, str], code: int, reason: str) -> int:
-    """Say why in the log and to the kubelet, in one line, and return `code`."""
-    line = " ".join(reason.split())
-    _log(line)
-    path = Path(environ.get("OUTRIDER_TERMINATION_LOG") or DEFAULT_TERMINATION_LOG)
-    try:
-        # Only where the kubelet has made one: elsewhere a file of this name means nothing.
-        with path.open("r+b") as file:
-            file.write(line.encode()[:_MAX_TERMINATION_BYTES])
-            file.truncate()
-    except OSError:
-        pass
-    return code
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

@@ -5,7 +5,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from outrider.api.errors import OutriderError
 
 USAGE: Final = """\
 Usage: outrider-fetch [--version | --help]
@@ -19,12 +21,19 @@ container finds it. Configured by environment:
   OUTRIDER_TARGET_DIR       folder that the file is put into
   OUTRIDER_KEYS_DIR         folder of trusted public keys, *.pub
   OUTRIDER_DIGESTS          optional: JSON of platform to SHA-256 of its file: {"linux/amd64": "<64 hex digits>"}
-  OUTRIDER_NAMESPACE        optional: the namespace of the version, for messages
+  OUTRIDER_NAMESPACE        optional: the namespace of the version, for messages and the cache
   OUTRIDER_PLAIN_HTTP       optional: true to speak HTTP to the registry
   OUTRIDER_CA_FILE          optional: PEM of the authorities that vouch for the registry
-  OUTRIDER_CREDENTIALS_DIR  optional: folder with the files username and password for the registry
+  OUTRIDER_CREDENTIALS_DIR  optional: folder with the files username and password, or .dockerconfigjson, for the
+                            registry, and ca.crt of the authorities that vouch for it; any of them may be missing
   OUTRIDER_ALLOW_RSA_2048   optional: true to accept RSA keys of 2048 bits
   OUTRIDER_REQUIRE_BINDING  optional: true to accept only signatures that name component, version and platform
+  OUTRIDER_CACHE_DIR        optional: folder on the node's disk that keeps verified files for all its pods; needs
+                            OUTRIDER_DIGESTS and OUTRIDER_NAMESPACE
+  OUTRIDER_RUN_AS           optional: number of the user to become before anything is read or any connection is opened
+  OUTRIDER_PREPARE          optional: true to fill the cache only; no OUTRIDER_TARGET_DIR then
+  OUTRIDER_IDLE_DIR         optional: folder for a small program named idle that waits until it is told to end. With
+                            OUTRIDER_PREPARE and without OUTRIDER_REFERENCE nothing else is done
   OUTRIDER_TERMINATION_LOG  optional: file for the reason of a failure, if it exists (default /dev/termination-log)
 
 While the registry is down it waits and tries again, for ever. Exit codes:
@@ -37,69 +46,128 @@ While the registry is down it waits and tries again, for ever. Exit codes:
 
 DEFAULT_TERMINATION_LOG: Final = "/dev/termination-log"
 
-_REFERENCE: Final = re.compile(r"(?P<host>[^/@\s]+)/(?P<repository>[^@\s:]+)@(?P<digest>sha256:[0-9a-f]{64})")
+_REFERENCE: Final = re.compile(r"[^/@\s]+/[^@\s:]+@(sha256:[0-9a-f]{64})")
+_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _TRUE: Final = ("1", "true", "yes")
 _FALSE: Final = ("", "0", "false", "no")
+_MAX_USER: Final = 2**31 - 1
 
 
-class ConfigError(Exception):
+class ConfigError(OutriderError):
     """The environment is wrong; the text says which variable and how."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__("ConfigInvalid", message)
 
-@dataclass(frozen=True)
-class Config:
-    """What to fetch, from where, to where, and whom to trust."""
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """What the file has to be, and whom to trust."""
 
     reference: str
-    host: str
-    repository: str
     digest: str
     """Of the index: `sha256:` and 64 hex digits."""
     component: str
     version: str
-    target_dir: Path
     keys_dir: Path
     digests: Mapping[str, str]
     """Platform (`os/arch`) to the SHA-256 of its file in hex, as the operator pinned it; may be empty."""
     namespace: str = ""
-    plain_http: bool = False
-    ca_file: str | None = None
-    credentials_dir: Path | None = None
     allow_rsa_2048: bool = False
     require_binding: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config(Trust):
+    """What to fetch, from where and to where."""
+
+    host: str
+    repository: str
+    target_dir: Path | None
+    """None: only the cache is filled."""
+    plain_http: bool = False
+    ca_file: str | None = None
+    credentials_dir: Path | None = None
+    cache_dir: Path | None = None
+    run_as: int | None = None
+    idle_dir: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdleConfig:
+    """Nothing to fetch: images are kept, and their containers need something to run."""
+
+    idle_dir: Path
+    run_as: int | None = None
+
+
 def read_config(environ: Mapping[str, str]) -> Config:
     """Return the configuration. Raises ConfigError."""
-    reference = _required(environ, "OUTRIDER_REFERENCE")
-    match = _REFERENCE.fullmatch(reference)
-    if match is None:
-        raise ConfigError("OUTRIDER_REFERENCE is not host/repository@sha256:<64 hex digits>")
-    credentials = environ.get("OUTRIDER_CREDENTIALS_DIR")
+    trust = read_trust(environ)
+    host, _, repository = trust["reference"].partition("@")[0].partition("/")
+    prepare = _flag(environ, "OUTRIDER_PREPARE")
+    cache_dir = optional_path(environ, "OUTRIDER_CACHE_DIR")
+    if prepare and cache_dir is None:
+        raise ConfigError("OUTRIDER_PREPARE is true, and OUTRIDER_CACHE_DIR is not set")
+    if cache_dir is not None:
+        if not trust["digests"]:
+            raise ConfigError("OUTRIDER_CACHE_DIR is set, and OUTRIDER_DIGESTS, by which it is filled, is not")
+        for name, value in (("NAMESPACE", trust["namespace"]), ("COMPONENT", trust["component"])):
+            if _NAME.fullmatch(value) is None:
+                raise ConfigError(f"OUTRIDER_{name} is no name that a folder of the cache can have")
     return Config(
-        reference=reference,
-        host=match["host"],
-        repository=match["repository"],
-        digest=match["digest"],
-        component=_required(environ, "OUTRIDER_COMPONENT"),
-        version=_required(environ, "OUTRIDER_VERSION"),
-        target_dir=Path(_required(environ, "OUTRIDER_TARGET_DIR")),
-        keys_dir=Path(_required(environ, "OUTRIDER_KEYS_DIR")),
-        digests=_digests(environ.get("OUTRIDER_DIGESTS", "")),
-        namespace=environ.get("OUTRIDER_NAMESPACE", ""),
+        **trust,
+        host=host,
+        repository=repository,
+        target_dir=None if prepare else Path(required(environ, "OUTRIDER_TARGET_DIR")),
         plain_http=_flag(environ, "OUTRIDER_PLAIN_HTTP"),
         ca_file=environ.get("OUTRIDER_CA_FILE") or None,
-        credentials_dir=Path(credentials) if credentials else None,
-        allow_rsa_2048=_flag(environ, "OUTRIDER_ALLOW_RSA_2048"),
-        require_binding=_flag(environ, "OUTRIDER_REQUIRE_BINDING"),
+        credentials_dir=optional_path(environ, "OUTRIDER_CREDENTIALS_DIR"),
+        cache_dir=cache_dir,
+        run_as=_user(environ, "OUTRIDER_RUN_AS"),
+        idle_dir=optional_path(environ, "OUTRIDER_IDLE_DIR"),
     )
 
 
-def _required(environ: Mapping[str, str], name: str) -> str:
+def read_idle_config(environ: Mapping[str, str]) -> IdleConfig | None:
+    """Return what to do if there is nothing to fetch, else None. Raises ConfigError."""
+    idle_dir = optional_path(environ, "OUTRIDER_IDLE_DIR")
+    if environ.get("OUTRIDER_REFERENCE") or idle_dir is None or not _flag(environ, "OUTRIDER_PREPARE"):
+        return None
+    return IdleConfig(idle_dir=idle_dir, run_as=_user(environ, "OUTRIDER_RUN_AS"))
+
+
+def read_trust(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the arguments of `Trust`. Raises ConfigError."""
+    reference = required(environ, "OUTRIDER_REFERENCE")
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise ConfigError("OUTRIDER_REFERENCE is not host/repository@sha256:<64 hex digits>")
+    return {
+        "reference": reference,
+        "digest": match[1],
+        "component": required(environ, "OUTRIDER_COMPONENT"),
+        "version": required(environ, "OUTRIDER_VERSION"),
+        "keys_dir": Path(required(environ, "OUTRIDER_KEYS_DIR")),
+        "digests": _digests(environ.get("OUTRIDER_DIGESTS", "")),
+        "namespace": environ.get("OUTRIDER_NAMESPACE", ""),
+        "allow_rsa_2048": _flag(environ, "OUTRIDER_ALLOW_RSA_2048"),
+        "require_binding": _flag(environ, "OUTRIDER_REQUIRE_BINDING"),
+    }
+
+
+def required(environ: Mapping[str, str], name: str) -> str:
+    """Return a variable that must be set. Raises ConfigError."""
     value = environ.get(name, "")
     if not value:
         raise ConfigError(f"{name} is not set")
     return value
+
+
+def optional_path(environ: Mapping[str, str], name: str) -> Path | None:
+    """Return a variable that is a path, None if it is not set."""
+    value = environ.get(name)
+    return Path(value) if value else None
 
 
 def _flag(environ: Mapping[str, str], name: str) -> bool:
@@ -107,6 +175,15 @@ def _flag(environ: Mapping[str, str], name: str) -> bool:
     if value not in _TRUE + _FALSE:
         raise ConfigError(f"{name} is neither true nor false")
     return value in _TRUE
+
+
+def _user(environ: Mapping[str, str], name: str) -> int | None:
+    value = environ.get(name, "")
+    if not value:
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,9}", value) or int(value) > _MAX_USER:
+        raise ConfigError(f"{name} is not the number of a user other than root")
+    return int(value)
 
 
 def _digests(text: str) -> dict[str, str]:
