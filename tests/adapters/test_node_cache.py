@@ -502,7 +502,7 @@ def test_the_idle_program_waits_and_ends_at_once_when_told(idle: Path, number: s
 
 def test_the_idle_program_ends_as_the_first_process_of_a_container(idle: Path) -> None:
     """To which the kernel hands no signal that is neither blocked nor handled."""
-    command = ["unshare", "--pid", "--fork", "--kill-child", idle]
+    command = ["unshare", "--pid", "--fork", "--kill-child", str(idle)]
     if subprocess.run(["unshare", "--pid", "--fork", "true"], check=False, capture_output=True).returncode != 0:
         pytest.skip("a PID namespace needs root")
     process = subprocess.Popen(command, env={"PATH": os.environ["PATH"]})
@@ -545,7 +545,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def mounted(folder: Path, options: str) -> Iterator[Path]:
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if subprocess.run(command, check=False, capture_output=True).returncode != 0:
         pytest.skip("mounting needs root")
     yield folder

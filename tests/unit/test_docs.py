@@ -36,7 +36,7 @@ DOCUMENTS = sorted(
     ]
 )
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
-REFERENCE = ("componentversion", "rollout", "adoption", "installation", "cli")
+REFERENCE = ("componentversion", "rollout", "node", "adoption", "installation", "cli")
 MODELS: dict[str, type[ApiModel]] = {"ComponentVersion": ComponentVersionSpec, "Rollout": RolloutSpec}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
