@@ -160,8 +160,11 @@ def hindrance(
     members: int = 3,
     foreign: dict[str, str] | None = None,
     template_problem: str = "",
+    delivery: dict[str, Any] | None = None,
 ) -> Hindrance | None:
-    return find_hindrance(make_spec(), "fleet", found, published, members, foreign or {}, template_problem)
+    changes: dict[str, Any] = {"delivery": delivery} if delivery else {}
+    spec = make_spec(**changes)
+    return find_hindrance(spec, "fleet", found, published, members, foreign or {}, template_problem)
 
 
 def test_nothing_hinders_a_published_version() -> None:
@@ -329,6 +332,13 @@ def test_what_the_planner_gets_to_know_of_a_version() -> None:
             False,
             [],
             id="then an unpublished one",
+        ),
+        pytest.param(
+            hindrance(version(), members=0, template_problem="x", delivery={"host": {"path": "/opt/agent"}}),
+            "DeliveryMismatch",
+            True,
+            ["is of type Agent"],
+            id="then a delivery that does not fit",
         ),
         pytest.param(
             hindrance(version(), members=0, template_problem="x"), "TemplateInvalid", True, [], id="then the template"

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from outrider.api import names
 from outrider.api.rollout import RolloutSpec, Target
+from outrider.core.delivery import FetchSettings
 from outrider.core.fleet import is_targeted
 from outrider.core.revision import (
-    FetchSettings,
     build_daemonset,
     build_joiners,
     hash_target,
@@ -225,51 +225,6 @@ def test_the_user_keeps_the_rest_of_the_pod() -> None:
     assert [container["name"] for container in pod["containers"]] == ["agent", "side"]
     assert pod["volumes"][0] == {"name": "state", "emptyDir": {}}
     assert pod["containers"][0]["volumeMounts"][0] == {"name": "state", "mountPath": "/state"}
-
-
-def test_nothing_of_the_pod_runs_before_the_artifact_is_verified() -> None:
-    assert [container["name"] for container in pod_of(build())["initContainers"]] == ["outrider-fetch", "prepare"]
-
-
-def test_the_agent_sees_the_artifact_read_only_and_others_do_not_see_it() -> None:
-    agent, side = pod_of(build())["containers"]
-    assert agent["volumeMounts"][-1] == {"name": "outrider-artifact", "mountPath": "/opt/agent", "readOnly": True}
-    assert "volumeMounts" not in side
-
-
-def test_only_the_fetch_container_writes_the_artifact_and_nobody_the_keys() -> None:
-    pod = pod_of(build(delivery={"volume": {"mountPath": "/opt/agent", "containers": ["agent", "side"]}}))
-    writers = [
-        (container["name"], mount["name"])
-        for container in [*pod["initContainers"], *pod["containers"]]
-        for mount in container.get("volumeMounts") or []
-        if mount["name"].startswith("outrider-") and not mount.get("readOnly")
-    ]
-    assert writers == [("outrider-fetch", "outrider-artifact")]
-    assert {"name": "outrider-artifact", "emptyDir": {}} in pod["volumes"]
-    assert {"name": "outrider-keys", "configMap": {"name": "outrider-keys.agent"}} in pod["volumes"]
-
-
-def test_the_fetch_container_is_told_what_to_expect() -> None:
-    fetch = pod_of(build())["initContainers"][0]
-    environment = {entry["name"]: entry.get("value") for entry in fetch["env"]}
-    assert fetch["image"] == "outrider:1"
-    assert environment["OUTRIDER_REFERENCE"] == REFERENCE
-    assert environment["OUTRIDER_COMPONENT"] == "agent"
-    assert environment["OUTRIDER_VERSION"] == "1.0.0"
-    assert environment["OUTRIDER_PLAIN_HTTP"] == "false"
-    assert json.loads(environment["OUTRIDER_DIGESTS"] or "") == {"linux/amd64": AMD64, "linux/arm64": ARM64}
-    mounts = {mount["mountPath"] for mount in fetch["volumeMounts"]}
-    assert {environment["OUTRIDER_KEYS_DIR"], environment["OUTRIDER_TARGET_DIR"]} == mounts
-
-
-def test_the_fetch_container_has_no_rights() -> None:
-    context = pod_of(build())["initContainers"][0]["securityContext"]
-    assert context["runAsNonRoot"] is True
-    assert context["runAsUser"] != 0
-    assert context["readOnlyRootFilesystem"] is True
-    assert context["allowPrivilegeEscalation"] is False
-    assert context["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_the_same_input_in_another_order_is_the_same_daemonset() -> None:

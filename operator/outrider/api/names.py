@@ -74,6 +74,9 @@ LABEL_ARCH: Final = "kubernetes.io/arch"
 LABEL_HOSTNAME: Final = "kubernetes.io/hostname"
 LABEL_EXCLUDE: Final = f"{GROUP}/exclude"
 
+LABEL_POD_SECURITY: Final = "pod-security.kubernetes.io/enforce"
+"""On namespaces: the Pod Security level that their pods are held to."""
+
 # Trust.
 LABEL_TRUST_KEY: Final = f"{GROUP}/trust-key"
 ANNOTATION_KEY_COMPONENTS: Final = f"{GROUP}/components"
@@ -98,12 +101,18 @@ LAYER_TYPE: Final = "application/octet-stream"
 EVIDENCE_TYPE: Final = "application/vnd.outrider.evidence.v1+json"
 """What lies beside an artifact as an OCI referrer: a signature, and what leads from it to the file."""
 
-# Environment and paths of the init container.
+# What is added to agents' pods. FETCH pulls and verifies, INSTALL and HOST are for Daemons: before, and beside.
 FETCH_CONTAINER: Final = "outrider-fetch"
 INSTALL_CONTAINER: Final = "outrider-install"
 HOST_CONTAINER: Final = "outrider-host"
 VOLUME_ARTIFACT: Final = "outrider-artifact"
 VOLUME_KEYS: Final = "outrider-keys"
+VOLUME_CACHE: Final = "outrider-cache"
+"""A folder on the node's disk."""
+VOLUME_REGISTRY: Final = "outrider-registry"
+"""The Secret that pods log in to the registry with."""
+VOLUME_HOST: Final = "outrider-host"
+"""The folder of the node that Daemons are installed below."""
 
 MAX_LABEL: Final = 63
 

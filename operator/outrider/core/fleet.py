@@ -7,6 +7,7 @@ from datetime import datetime
 from outrider.api.componentversion import ComponentVersionStatus, Phase
 from outrider.api.names import ASSIGNMENT_NONE, LABEL_EXCLUDE
 from outrider.api.rollout import RolloutSpec, Target
+from outrider.core.allowance import Allowance, find_delivery_hindrance
 from outrider.core.conditions import shortened
 from outrider.core.moves import target_of
 from outrider.core.ranges import parse_version
@@ -104,6 +105,7 @@ class VersionFacts:
     status: ComponentVersionStatus
     deleting: bool = False
     revoked: bool = False
+    type: str = "Agent"
 
     @property
     def phase(self) -> Phase | None:
@@ -133,6 +135,9 @@ class VersionFacts:
         )
 
 
+_ALLOWANCE = Allowance()
+
+
 def find_hindrance(
     spec: RolloutSpec,
     namespace: str,
@@ -142,13 +147,15 @@ def find_hindrance(
     foreign: Mapping[str, str],
     template_problem: str,
     leavers: int = 0,
+    allowance: Allowance = _ALLOWANCE,
 ) -> Hindrance | None:
     """Return why nothing new may be started for this spec, or None. The first reason that applies is told.
 
     What the phases after publication mean depends on the run, too: see `outrider.core.standing`.
 
     `published` are the published versions of the component in the namespace, `template_problem` what the API server
-    said against the DaemonSet. `leavers` nodes have an agent and do not belong to the target any more.
+    said against the DaemonSet. `leavers` nodes have an agent and do not belong to the target any more. `allowance` is
+    what deliveries may use.
     """
     wanted = f"{spec.component}-{spec.version}"
     if version is None:
@@ -175,13 +182,8 @@ def find_hindrance(
             f"ComponentVersion {wanted} {stands}",
             stalled=stalled,
         )
-    if any(artifact.kind == "Image" for artifact in status.artifacts):
-        return Hindrance(
-            "DeliveryMismatch",
-            f"ComponentVersion {wanted} is a container image, and spec.delivery.volume delivers files; name a version "
-            "whose artifacts are files",
-            stalled=True,
-        )
+    if (found := find_delivery_hindrance(spec, namespace, version.type, status.artifacts, allowance)) is not None:
+        return found
     if template_problem:
         return Hindrance("TemplateInvalid", template_problem, stalled=True)
     if not members:

@@ -7,38 +7,17 @@ another image of the init container change no hash and start no run.
 import copy
 import hashlib
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from outrider.api import names
 from outrider.api.rollout import RolloutSpec, Target
+from outrider.core.delivery import FetchSettings, deliver
 
 _HASH_FORMAT = 1
 """Goes into the hash: a later canonical form gets another number, and never collides with this one."""
 
-_KEYS_DIR = "/etc/outrider/keys"
-_TARGET_DIR = "/outrider/artifact"
-_USER = 65532
-
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class FetchSettings:
-    """How the init container reaches what it needs.
-
-    `reference` is the version's OCI index, pinned by digest, in the registry as nodes reach it; `digests` the expected
-    SHA-256 (64 hex digits) of the file for each platform (`linux/amd64`).
-    """
-
-    image: str
-    image_pull_policy: str
-    reference: str
-    plain_http: bool
-    allow_rsa_2048: bool
-    digests: Mapping[str, str]
-    require_binding: bool = False
 
 
 def revision_of(rollout: str, spec: RolloutSpec) -> str:
@@ -85,7 +64,7 @@ def build_daemonset(
     revision: str,
     fetch: FetchSettings,
 ) -> Json:
-    """Return the DaemonSet of a revision: the user's template, the fetch container, and the nodes assigned to it.
+    """Return the DaemonSet of a revision: the user's template, its delivery, and the nodes assigned to it.
 
     It has no ownerReferences: deleting the Rollout, in the foreground too, must not take the agents away.
     """
@@ -172,8 +151,7 @@ def _daemonset(
     metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
     pod = template.setdefault("spec", {})
     require_nodes(pod, alternatives)
-    if (volume := spec.delivery.volume) is not None:
-        deliver(pod, spec.component, spec.version, volume.mount_path, volume.containers, fetch)
+    deliver(pod, spec, fetch)
     return {
         "metadata": {
             "name": daemonset_name(rollout, revision),
@@ -206,58 +184,3 @@ def require_nodes(pod: Json, alternatives: list[list[Json]]) -> None:
         for requirements in alternatives
     ]
     node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = required
-
-
-def deliver(
-    pod: Json, component: str, version: str, mount_path: str, containers: Collection[str], fetch: FetchSettings
-) -> None:
-    """Add the init container that pulls and verifies, the volume that it fills, and its mounts in `containers`."""
-    pod["volumes"] = [
-        *(pod.get("volumes") or []),
-        {"name": names.VOLUME_ARTIFACT, "emptyDir": {}},
-        {"name": names.VOLUME_KEYS, "configMap": {"name": names.trusted_keys_name(component)}},
-    ]
-    for container in pod.get("containers") or []:
-        if container["name"] in containers:
-            container["volumeMounts"] = [
-                *(container.get("volumeMounts") or []),
-                {"name": names.VOLUME_ARTIFACT, "mountPath": mount_path, "readOnly": True},
-            ]
-    environment = {
-        "OUTRIDER_REFERENCE": fetch.reference,
-        "OUTRIDER_PLAIN_HTTP": "true" if fetch.plain_http else "false",
-        "OUTRIDER_ALLOW_RSA_2048": "true" if fetch.allow_rsa_2048 else "false",
-        "OUTRIDER_REQUIRE_BINDING": "true" if fetch.require_binding else "false",
-        "OUTRIDER_KEYS_DIR": _KEYS_DIR,
-        "OUTRIDER_TARGET_DIR": _TARGET_DIR,
-        "OUTRIDER_COMPONENT": component,
-        "OUTRIDER_VERSION": version,
-        "OUTRIDER_DIGESTS": json.dumps(dict(sorted(fetch.digests.items())), separators=(",", ":")),
-    }
-    container = {
-        "name": names.FETCH_CONTAINER,
-        "image": fetch.image,
-        "imagePullPolicy": fetch.image_pull_policy,
-        "command": ["outrider-fetch"],
-        "env": [
-            *({"name": name, "value": value} for name, value in environment.items()),
-            {"name": "OUTRIDER_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
-        ],
-        "volumeMounts": [
-            {"name": names.VOLUME_ARTIFACT, "mountPath": _TARGET_DIR},
-            {"name": names.VOLUME_KEYS, "mountPath": _KEYS_DIR, "readOnly": True},
-        ],
-        "resources": {"requests": {"cpu": "10m", "memory": "48Mi"}, "limits": {"memory": "192Mi"}},
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "runAsNonRoot": True,
-            "readOnlyRootFilesystem": True,
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-    }
-    # First: nothing of the pod runs before the artifact is there and verified.
-    pod["initContainers"] = [container, *(pod.get("initContainers") or [])]

@@ -11,7 +11,8 @@ from typing import Any
 
 from outrider.api import names
 from outrider.api.componentversion import JobTest, StoredArtifact
-from outrider.core.revision import FetchSettings, deliver, require_nodes
+from outrider.core.delivery import FetchSettings, deliver_to_volume
+from outrider.core.revision import require_nodes
 from outrider.core.version_snapshot import JobFacts
 from outrider.core.words import last_words
 
@@ -61,11 +62,13 @@ def build_test_job(
     architectures = sorted({stored.platform.partition("/")[2] for stored in artifacts})
     require_nodes(pod, [[{"key": names.LABEL_ARCH, "operator": "In", "values": architectures}]])
     if artifacts[0].kind == "Image":
+        image = fetch.images[artifacts[0].platform]
         for container in [*(pod.get("initContainers") or []), *(pod.get("containers") or [])]:
-            container.setdefault("image", artifacts[0].image)
+            container.setdefault("image", image)
     else:
         containers = [container["name"] for container in pod.get("containers") or []]
-        deliver(pod, component, version, test.mount_path, containers, fetch)
+        # Without the node's cache: what is tested may never be published, and a test needs no right on nodes.
+        deliver_to_volume(pod, component, version, test.mount_path, containers, fetch, cache=False)
     own = test.template
     return {
         "metadata": {

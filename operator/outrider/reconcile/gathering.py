@@ -25,6 +25,7 @@ from outrider.api.rollout import (
     VolumeDelivery,
 )
 from outrider.core import plan as actions
+from outrider.core.allowance import Allowance
 from outrider.core.compatibility import VersionRules, read_rules
 from outrider.core.fleet import (
     Claim,
@@ -150,8 +151,13 @@ class Gatherer:
         self._rules: dict[str, tuple[str, int, Compatibility | None]] = {}
         self.observing_since: datetime | None = None
 
-    def gather(self, body: Json, memory: Memory, *, namespace_terminating: bool = False) -> RolloutSnapshot:
-        """Return one look at a Rollout (as the API server has it) and its fleet."""
+    def gather(
+        self, body: Json, memory: Memory, *, namespace_terminating: bool = False, pod_security: str = ""
+    ) -> RolloutSnapshot:
+        """Return one look at a Rollout (as the API server has it) and its fleet.
+
+        `pod_security` is the Pod Security level that its namespace enforces, "" if it says nothing.
+        """
         metadata = body["metadata"]
         namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
         deleting = bool(metadata.get("deletionTimestamp"))
@@ -237,6 +243,7 @@ class Gatherer:
                 foreign,
                 self._template_problem(memory, wanted),
                 len(leavers),
+                Allowance(pod_security, self._settings.host_roots, self._settings.node_dir),
             ),
             started_by=_who_set(body, "f:spec", "f:version"),
             requests=requests,
@@ -441,6 +448,7 @@ class Gatherer:
             ComponentVersionStatus.model_validate(body.get("status") or {}),
             deleting=bool(body["metadata"].get("deletionTimestamp")),
             revoked=body["spec"].get("stage") == "Revoked",
+            type=body["spec"].get("type") or "Agent",
         )
 
     def _published(self, namespace: str, component: str) -> list[str]:

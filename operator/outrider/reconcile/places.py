@@ -13,7 +13,7 @@ from outrider.adapters.registry import OciRegistry, RegistrySettings
 from outrider.adapters.transport import AddressPolicy
 from outrider.api.componentversion import StoredArtifact
 from outrider.api.errors import Stalling
-from outrider.core.revision import FetchSettings
+from outrider.core.delivery import FetchSettings
 from outrider.reconcile.inputs import Login
 from outrider.settings import Settings
 
@@ -102,17 +102,36 @@ class Places:
         )
 
 
-def fetch_settings(settings: Settings, reference: str, artifacts: Sequence[StoredArtifact]) -> FetchSettings:
-    """Return how nodes fetch a version whose index in the operator's registry is `reference`."""
+def fetch_settings(
+    settings: Settings, reference: str, artifacts: Sequence[StoredArtifact], *, may_use_node: bool = True
+) -> FetchSettings:
+    """Return how nodes fetch a version whose index in the operator's registry is `reference`.
+
+    `may_use_node` says whether pods of its namespace may have folders of the node.
+    """
+
+    def as_nodes_see(stored: str) -> str:
+        return settings.registry_of_nodes + rest if (rest := _within(stored, settings.registry)) else stored
+
     return FetchSettings(
         image=settings.fetch_image,
         image_pull_policy=settings.fetch_image_pull_policy,
-        reference=settings.registry_of_nodes + reference.removeprefix(settings.registry),
+        reference=as_nodes_see(reference),
         plain_http=settings.registry_plain_http,
         allow_rsa_2048=settings.allow_rsa_2048,
         require_binding=settings.require_binding,
         digests={stored.platform: stored.digest.removeprefix("sha256:") for stored in artifacts},
+        images={stored.platform: as_nodes_see(stored.image) for stored in artifacts if stored.image is not None},
+        registry_secret=settings.node_registry_secret,
+        node_dir=settings.node_dir,
+        host_roots=settings.host_roots,
+        may_use_node=may_use_node,
     )
+
+
+def _within(reference: str, registry: str) -> str:
+    """Return what follows a registry's host in a reference, "" if it is another's."""
+    return reference.removeprefix(registry) if reference.startswith(f"{registry}/") else ""
 
 
 def _credentials(reference: OciReference, login: Login) -> Credentials:

@@ -11,7 +11,6 @@ from outrider.adapters import clock
 from outrider.adapters.events import EventRecorder
 from outrider.adapters.kube import (
     DAEMON_SETS,
-    NAMESPACES,
     NODES,
     ROLLOUT_BATCHES,
     ROLLOUTS,
@@ -27,6 +26,7 @@ from outrider.api import names
 from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.api.rollout import RolloutBatchSpec, RolloutStatus
 from outrider.core import plan as actions
+from outrider.core.allowance import Allowance
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Assign, Plan
 from outrider.core.prepare import build_prepare
@@ -43,6 +43,7 @@ from outrider.core.states import ONGOING
 from outrider.reconcile.adoption import Adoptions
 from outrider.reconcile.checks import Checks
 from outrider.reconcile.gathering import TEMPLATE_SECONDS, Caches, Gatherer, Memory
+from outrider.reconcile.namespaces import NAMESPACE_SECONDS, NamespaceFacts, Namespaces
 from outrider.reconcile.places import fetch_settings
 from outrider.reconcile.trust import TrustStore
 from outrider.settings import Settings
@@ -84,6 +85,7 @@ class RolloutReconciler:
         self._request_verification = request_verification
         self._memories: dict[str, Memory] = {}
         self._adoptions = Adoptions(cluster, wake)
+        self._namespaces = Namespaces(cluster)
         self._gatherer = Gatherer(caches, settings, self._adoptions.look)
 
     def stop(self) -> None:
@@ -108,9 +110,12 @@ class RolloutReconciler:
         if memory is None or memory.uid != body["metadata"]["uid"]:
             memory = self._memories[key] = Memory(uid=body["metadata"]["uid"])
         await self._adoptions.watch(key, body)
-        terminating = bool(body["metadata"].get("deletionTimestamp")) and await self._is_terminating(namespace)
+        around = await self._look_around(body)
+        terminating = bool(body["metadata"].get("deletionTimestamp")) and around.terminating
         try:
-            seen = self._gatherer.gather(body, memory, namespace_terminating=terminating)
+            seen = self._gatherer.gather(
+                body, memory, namespace_terminating=terminating, pod_security=around.pod_security
+            )
         except Stalling as error:
             event = actions.Event("Warning", error.reason, error.message)
             self._recorder.record(ROLLOUTS, namespace, name, memory.uid, event)
@@ -122,14 +127,14 @@ class RolloutReconciler:
         self._watch_half_moves(seen, memory)
         return self._when_again(seen, plan, memory)
 
-    async def _is_terminating(self, namespace: str) -> bool:
-        """Tell whether a namespace is going away; if that cannot be found out, it is not."""
-        try:
-            found = await self._cluster.get(NAMESPACES, None, namespace)
-        except OutriderError as error:
-            logger.info("Whether namespace %s is going away is not known: %s", namespace, error.message)
-            return False
-        return found is None or bool(found["metadata"].get("deletionTimestamp"))
+    async def _look_around(self, body: Json) -> NamespaceFacts:
+        """Return what matters of a Rollout's namespace: most Rollouts do not have to know."""
+        namespace, spec = body["metadata"]["namespace"], body["spec"]
+        if body["metadata"].get("deletionTimestamp"):
+            return await self._namespaces.look(namespace, seconds=0)
+        if (spec.get("delivery") or {}).get("host") is not None or spec.get("prePull"):
+            return await self._namespaces.look(namespace)
+        return NamespaceFacts()
 
     # -- execute, in the order that `outrider.core.plan` promises
 
@@ -261,7 +266,13 @@ class RolloutReconciler:
         if version is None or version.status.reference is None:
             raise Transient("VersionNotPublished", f"{seen.spec.component} {seen.spec.version} is no longer published")
         await self._trust.hand_out(seen.namespace, seen.spec.component)
-        fetch = fetch_settings(self._settings, version.status.reference, version.status.artifacts)
+        around = await self._namespaces.look(seen.namespace)
+        fetch = fetch_settings(
+            self._settings,
+            version.status.reference,
+            version.status.artifacts,
+            may_use_node=Allowance(around.pod_security).node_folders,
+        )
         daemonset = build_daemonset(
             namespace=seen.namespace, rollout=seen.name, spec=seen.spec, revision=revision, fetch=fetch
         )
@@ -469,6 +480,8 @@ class RolloutReconciler:
             and memory.prepare_problem is not None
         ):
             waits.append(_PREPARE_SECONDS)
+        if seen.hindrance is not None and seen.hindrance.reason == "PodSecurityForbids":
+            waits.append(NAMESPACE_SECONDS)
         if memory.refused or self._adoptions.has_problem(f"{seen.namespace}/{seen.name}"):
             waits.append(_REFUSED_SECONDS)
         return min(waits, default=None)
