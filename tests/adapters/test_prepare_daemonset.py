@@ -9,8 +9,9 @@ from adapters.realapiserver import RealApiServer
 from localcluster import fakenodes
 from outrider.adapters.kube import CONFIG_MAPS, DAEMON_SETS, NODES, PODS, Cluster, Json
 from outrider.api import names
+from outrider.core.delivery import FetchSettings
 from outrider.core.prepare import build_prepare
-from outrider.core.revision import FetchSettings, build_daemonset
+from outrider.core.revision import build_daemonset
 from outrider.core.snapshot import Node
 from outrider.reconcile.projections import project_daemonset, project_node, project_pod
 from simulation.fleet import KEY, START, make_spec

@@ -148,6 +148,11 @@ def volume(**fields: Any) -> Object:
     return rollout(delivery={"volume": {"mountPath": "/opt/agent", "containers": ["agent"], **fields}})
 
 
+def host(**fields: Any) -> Object:
+    """A Rollout of a Daemon, whose delivery has these fields. The pod has no container of its own."""
+    return rollout(delivery={"host": {"path": "/opt/node-daemon", **fields}}, template={"spec": {}})
+
+
 def template(**spec: Any) -> Object:
     """A Rollout whose template's spec has these fields."""
     return rollout(template={"spec": {"containers": [{"name": "agent", "image": "agent"}], **spec}})
@@ -286,6 +291,8 @@ def test_defaults_of_a_rollout(cluster: E2eCluster, namespace: str) -> None:
     stored = create(cluster, namespace, rollout())
     assert stored["status"] == {"observedGeneration": -1}
     assert stored["spec"] == rollout()["spec"] | {
+        "delivery": {"volume": {"mountPath": "/opt/agent", "containers": ["agent"], "cache": "Node"}},
+        "prePull": False,
         "strategy": {"type": "Rolling", "failureTolerance": 0},
         "health": {"timeoutSeconds": 300, "minReadySeconds": 10, "maxRestarts": 0},
         "onFailure": "Rollback",
@@ -402,6 +409,23 @@ ACCEPTED = {
     "labels and annotations of the pod": rollout(
         template={**template()["spec"]["template"], "metadata": {"labels": {"a": "b"}, "annotations": {"c": "d"}}}
     ),
+    "a Daemon": component_version(type="Daemon"),
+    "a volume without a cache": volume(cache="None"),
+    "an image": rollout(delivery={"image": {"container": "agent"}}, prePull=True),
+    "an image for a container without one": rollout(
+        delivery={"image": {"container": "agent"}}, template={"spec": {"containers": [{"name": "agent"}]}}
+    ),
+    "files on the node": host(),
+    "a Daemon with a unit of systemd": host(
+        activate={"systemdUnit": "node-daemon@1.service"}, health={"timeoutSeconds": 60, "periodSeconds": 5}, keep=3
+    ),
+    "a Daemon with commands": host(
+        path="/opt/a/b_c/D.d",
+        activate={"command": ["/usr/bin/systemctl", "reload", "node-daemon"]},
+        health={"command": ["/opt/node-daemon/current/node-daemon", "--check"]},
+    ),
+    "a Daemon with an HTTP check": host(health={"http": {"port": 8080, "path": "/healthz?full=1"}}),
+    "a Daemon with a container beside it": rollout(delivery={"host": {"path": "/opt/node-daemon"}}),
     "quantities and ports as numbers and strings": container(
         resources={"requests": {"cpu": 1, "memory": "64Mi"}, "limits": {"cpu": "1500m", "memory": 134217728}},
         ports=[{"containerPort": 80}, {"containerPort": 80, "protocol": "UDP", "name": "dns"}],
@@ -621,6 +645,15 @@ REFUSED: dict[str, tuple[Object, str]] = {
         "write the signature in base64: openssl dgst -sha256 -sign KEY FILE | base64 -w0",
     ),
     "a type that there is not": (component_version(type="Plugin"), 'supported values: "Agent", "Daemon"'),
+    "a Daemon that is an image": (
+        component_version(
+            type="Daemon",
+            artifacts=[
+                {"platform": {"arch": "amd64"}, "sha256": SHA, "source": {"image": {"reference": "a.b/c:1.4.0"}}}
+            ],
+        ),
+        "a Daemon is installed on the node from files: give artifacts that are no images, or make spec.type Agent",
+    ),
     "a stage that there is not": (
         component_version(stage="Retired"),
         'supported values: "Draft", "Testing", "Published", "Deprecated", "Revoked"',
@@ -814,14 +847,66 @@ REFUSED: dict[str, tuple[Object, str]] = {
         volume(containers=["agnet"]),
         "every container in spec.delivery.volume.containers must be one of spec.template.spec.containers",
     ),
+    "delivery in two ways": (
+        rollout(delivery={"volume": {"mountPath": "/a", "containers": ["agent"]}, "image": {"container": "agent"}}),
+        "set exactly one of volume, image and host",
+    ),
+    "delivery in no way": (rollout(delivery={}), "set exactly one of volume, image and host"),
+    "a cache that there is not": (volume(cache="Memory"), 'supported values: "Node", "None"'),
+    "an image for a container that is not there": (
+        rollout(delivery={"image": {"container": "agnet"}}),
+        "spec.delivery.image.container must be one of spec.template.spec.containers",
+    ),
+    **{
+        f"a Daemon whose path {why}": (host(path=path), "write an absolute path below one of the folders that the")
+        for why, path in {
+            "is relative": "opt/node-daemon",
+            "goes up": "/opt/../etc",
+            "goes nowhere": "/opt/./node-daemon",
+            "is a folder of the root": "/opt",
+            "ends in a slash": "/opt/node-daemon/",
+            "has an empty part": "/opt//node-daemon",
+            "is hidden": "/opt/.node-daemon",
+            "has a space": "/opt/node daemon",
+        }.items()
+    },
+    "a Daemon that is activated in two ways": (
+        host(activate={"command": ["/bin/true"], "systemdUnit": "a.service"}),
+        "set exactly one of command and systemdUnit",
+    ),
+    "a Daemon that is activated in no way": (host(activate={}), "set exactly one of command and systemdUnit"),
+    "a Daemon whose command is looked for": (
+        host(activate={"command": ["systemctl", "restart", "a"]}),
+        "the first word is the program: write its absolute path on the node, such as /usr/bin/systemctl",
+    ),
+    "a Daemon whose command is empty": (host(activate={"command": []}), "should have at least 1 items"),
+    "a Daemon whose unit is an option": (
+        host(activate={"systemdUnit": "--force.service"}),
+        "write the unit's whole name, such as node-daemon.service",
+    ),
+    "a Daemon whose unit has no kind": (
+        host(activate={"systemdUnit": "node-daemon"}),
+        "write the unit's whole name, such as node-daemon.service",
+    ),
+    "a Daemon that is asked in two ways": (
+        host(health={"command": ["/bin/true"], "http": {"port": 80}}),
+        "set at most one of command and http",
+    ),
+    "a Daemon that is asked at no port": (host(health={"http": {}}), "spec.delivery.host.health.http.port: Required"),
+    "a Daemon that is kept nowhere": (host(keep=0), "should be greater than or equal to 1"),
     "delivery into one container twice": (volume(containers=["agent", "agent"]), 'Duplicate value: "agent"'),
     "delivery into no container": (volume(containers=[]), "should have at least 1 items"),
     "delivery over the root": (volume(mountPath="/"), "should be at least 2 chars long"),
     "delivery to a relative path": (volume(mountPath="opt/agent"), "write an absolute path other than '/'"),
     "a template without containers": (
         rollout(template={"spec": {}}),
-        "spec.template.spec.containers: Required value",
+        "spec.template.spec.containers needs the agent's container; only with spec.delivery.host may there be none",
     ),
+    "a template with an empty list of containers": (
+        rollout(template={"spec": {"containers": []}}),
+        "spec.template.spec.containers needs the agent's container",
+    ),
+    "a template without anything": (rollout(template={}), "spec.template.spec.containers needs the agent's container"),
     "a template with one container twice": (
         template(containers=[{"name": "agent"}, {"name": "agent"}]),
         "spec.template.spec.containers[1]: Duplicate value",
