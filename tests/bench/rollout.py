@@ -447,12 +447,19 @@ def _explain(fleet: FleetWatch, begun: float, size: int) -> list[str]:
         "batch: first leaves -> last leaves": [batch[-1].leaves - batch[0].leaves for batch in batches],
         "batch: first leaves -> last Ready": [max(m.ready for m in batch) - batch[0].leaves for batch in batches],
         "batch: last Ready -> next leaves": _gaps(fleet, size),
+        "window: a node Ready -> another leaves": _waits(moves, size),
         "start -> first leaves": [moves[0].leaves - begun],
     }
     return [
         f"{name:<36} median {statistics.median(values):6.3f} s, longest {max(values):6.3f} s"
         for name, values in steps.items()
     ]
+
+
+def _waits(moves: Sequence[_Move], size: int) -> list[float]:
+    """Return how long each place of a window was free: the first node that is Ready makes room for the next to leave."""
+    ready, leaves = sorted(move.ready for move in moves), sorted(move.leaves for move in moves)
+    return [later - earlier for later, earlier in zip(leaves[size:], ready, strict=False)] or [0.0]
 
 
 def _ways(fleet: FleetWatch) -> tuple[float, float]:

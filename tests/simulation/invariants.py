@@ -630,7 +630,7 @@ def half_moves(trial: Trial) -> str:
     waiting = {
         name
         for name, sim in world.nodes.items()
-        if is_leaving(world.assignment(name)) and not sim.pods and sim.node.ready
+        if is_leaving(world.assignment(name)) and not sim.pods and sim.node.ready and name not in world.sent
     }
     trial.idle = {name: trial.idle.get(name, 0) + 1 for name in waiting}
     late = [name for name, passes in trial.idle.items() if passes > 3]

@@ -79,10 +79,13 @@ class World(Fleet):
         self.urgent: set[str] = set()
         self.records_written = self.status_written = START
         self.refuse: float = 0.0
+        self.slow: float = 0.0
+        """How likely a change of a node is not answered before the next look."""
+        self.sent: dict[str, actions.Assign] = {}
         self.plan_is_empty = False
 
     def snapshot(self) -> RolloutSnapshot:
-        seen = super().snapshot()
+        seen = replace(super().snapshot(), under_way=frozenset(self.sent))
         if not self.pending:
             return seen
         batches = tuple(
@@ -95,6 +98,8 @@ class World(Fleet):
         """Yield what the operator does for a plan, one write after the other."""
         for action in plan.actions:
             if not isinstance(action, LATER):
+                if isinstance(action, actions.CreateJoiners):
+                    yield None, self.arrive
                 yield action, partial(self._do, action)
         yield from self._records(plan)
         told = plan.urgent_status or bool(plan.events)
@@ -104,17 +109,35 @@ class World(Fleet):
         moves = list(plan.moves)
         self.random.shuffle(moves)
         for move in moves:
-            if self.random.random() >= self.refuse:
-                yield move, partial(self._do, move)
+            if self.random.random() < self.refuse:
+                continue
+            yield move, partial(self._send if self.random.random() < self.slow else self._do, move)
         if self.pending and (self.now - self.records_written).total_seconds() >= 3:
             self.records_written = self.now
             for name in sorted(self.pending):
                 yield None, partial(self._store, name)
         if not told and (self.now - self.status_written).total_seconds() >= 2:
             yield None, partial(self._tell, plan.status)
+        if plan.has_clean_up:
+            yield None, self.arrive
         for action in plan.actions:
             if isinstance(action, CLEANING):
                 yield action, partial(self._do, action)
+
+    def _send(self, move: actions.Assign) -> None:
+        self.sent[move.node] = move
+
+    def arrive(self, share: float = 1.0) -> None:
+        """Let changes of nodes that were sent be made, whatever the world looks like by now."""
+        for move in list(self.sent.values()):
+            if self.random.random() < share:
+                del self.sent[move.node]
+                self._do(move)
+
+    def tick(self, seconds: float = 1.0) -> None:
+        """Let time pass, in which the API server answers."""
+        self.arrive(0.6)
+        super().tick(seconds)
 
     def _records(self, plan: Plan) -> Iterator[Deed]:
         """Keep in mind what became of nodes; store at once what is urgent, and who is moved next."""
@@ -147,6 +170,8 @@ class World(Fleet):
 
     def restart(self) -> None:
         """The process ends, and another begins: what was not stored is forgotten, everything is seen anew."""
+        self.arrive(0.5)
+        self.sent.clear()
         self.pending.clear()
         self.urgent.clear()
         self.observing_since = self.now
@@ -201,6 +226,7 @@ class Trial:
         """Nothing happens to nodes and processes: then the bounds are exact."""
         self.stale = 0.0 if self.calm else dice.choice([0.0, 0.0, 0.3])
         self.crashing = 0.0 if self.calm else dice.choice([0.0, 0.0, 0.1, 0.3])
+        self.slow = dice.choice([0.0, 0.0, 0.3, 0.8])
         self.serial = 0
         self.patience = dice.choice([0.0, 0.2, 1.0])
         """How likely a person is to approve what waits for that, at each look."""
@@ -227,6 +253,7 @@ class Trial:
         world = World(count, make_spec(health=HEALTH, **self.wish()), seed=self.number)
         world.behaviour = self.behave
         world.prepare_says = self.prepare
+        world.slow = self.slow
         if dice.random() < 0.7:
             self._install(world)
         self.tell(f"{count} nodes, {world.spec.strategy.to_api()}, onFailure {world.spec.on_failure}")
@@ -432,6 +459,7 @@ class Trial:
             and run.state not in ONGOING
             and self.world.plan_is_empty
             and not self.world.pending
+            and not self.world.sent
             and not any(is_leaving(self.world.assignment(name)) for name in self.world.nodes)
         )
 
@@ -558,7 +586,7 @@ class Trial:
     def appease(self) -> None:
         """End all trouble, and wish for a version that is good everywhere."""
         world = self.world
-        self.stale = self.crashing = world.refuse = 0.0
+        self.stale = self.crashing = world.refuse = world.slow = 0.0
         world.hindrance = None
         world.phases = {version: phase for version, phase in world.phases.items() if phase not in BARRED}
         for name in world.nodes:

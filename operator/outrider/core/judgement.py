@@ -170,6 +170,8 @@ def _judge_absent(work: Work, result: NodeResult) -> NodeResult:
 
 def _judge_untouched(work: Work, batch: Batch, entry: BatchNode, result: NodeResult, node: Node) -> NodeResult:
     """Judge a node that still has the assignment that it had when its batch was made."""
+    if node.name in work.seen.under_way:
+        return result  # it may have left already
     run = work.run
     if batch.spec.kind == "Rollout":
         skip = why_skip(work, node)

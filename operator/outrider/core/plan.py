@@ -187,3 +187,9 @@ class Plan:
     def moves(self) -> tuple[Assign, ...]:
         """The label patches of the plan."""
         return tuple(action for action in self.actions if isinstance(action, Assign))
+
+    @property
+    def has_clean_up(self) -> bool:
+        """Whether the plan deletes something."""
+        ends = DropFinalizer | DeleteRevision | DeleteJoiners | DeleteBatch
+        return any(isinstance(action, ends) for action in self.actions)

@@ -339,6 +339,8 @@ def move_open_batches(work: Work) -> None:
                 blocked.append((entry.name, entry.to))
             continue
         if result.state == "Stopping" and work.assignment(node) == (entry.origin or None):
+            if node.name in work.seen.under_way:
+                continue
             if shut:  # as if it had never been planned: its clock does not run
                 again = {"state": "Pending", "started_at": None, "reason": "", "message": ""}
                 work.results[batch.name][entry.name] = result.model_copy(update=again)
@@ -404,6 +406,14 @@ def wait_for_the_batch(work: Work) -> None:
         what = f"canary step {step}" if step else f"batch {number}"
         work.gate = f"{what} is healthy and watched until {ends:%H:%M:%S} UTC before the next batch"
         work.wakes.append(ends)
+        work.ended = True
+
+
+def wait_for_answers(work: Work) -> None:
+    """Is a node being changed that the run may take next? Then it is seen first where that leads."""
+    if not work.seen.under_way:
+        return
+    if work.seen.under_way - {entry.name for _, entry, _ in work.entries(UNDECIDED)}:
         work.ended = True
 
 
@@ -615,6 +625,7 @@ POLICIES: tuple[Policy, ...] = (
     wait_for_the_batch,  # batch under way, soak, interval; a window waits for none of its own
     wait_for_approval,  # only of what is healthy and was watched; nothing follows before
     wait_for_analyses,  # after all other gates: their answers are fresh when the next batch starts
+    wait_for_answers,  # an earlier run may have left changes under way: nobody is recorded with what is over
     start_next_give_back_batch,  # of nodes that return to the DaemonSet that was taken over
     start_next_rollback_batch,  # of a rollback
     start_next_batch,  # of a rollout

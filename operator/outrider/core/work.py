@@ -420,8 +420,11 @@ def same_node(work: Work, entry: BatchNode) -> Node | None:
 def move(work: Work, node: Node, target: str) -> None:
     """Bring a node one step nearer to `target`, if it can take one.
 
-    None sets out for what is Withdrawn or Revoked: whoever asks for that gets nothing. Who is on the way arrives.
+    None sets out for what is Withdrawn or Revoked: whoever asks for that gets nothing. Who is on the way arrives. While
+    the answer to an earlier step is due nobody takes another.
     """
+    if node.name in work.seen.under_way:
+        return
     assignment = work.assignment(node)
     if is_barred(work, target) and (assignment is None or target_of(assignment) != target):
         return

@@ -103,7 +103,10 @@ class Memory:
     prepare_problem: tuple[str, float] | None = None
     """What the API server said against a DaemonSet that would prepare nodes, and when."""
     told: set[str] = field(default_factory=set)
-    refused: int = 0
+    patches: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """The changes of nodes' assignments that have been sent and not been answered, by node."""
+    refused: dict[str, float] = field(default_factory=dict)
+    """When the API server last refused to change a node, by node, on the event loop's clock."""
     asked: tuple[str, datetime] | None = None
     """The wanted revision whose version is being verified anew, and since when that is asked for."""
     uid: str = ""
@@ -116,6 +119,11 @@ class Memory:
     """Each pod with what it said, put together once."""
     answers: dict[tuple[str, str], AnalysisAnswer] = field(default_factory=dict)
     """The newest answer of each analysis about each batch, until it is recorded."""
+
+    async def patches_ended(self) -> None:
+        """Wait until all changes of nodes' assignments are answered."""
+        if self.patches:
+            await asyncio.wait(list(self.patches.values()))
 
     def records_due(self) -> float:
         """Return when pending records are to be written."""
@@ -269,6 +277,7 @@ class Gatherer:
             verify_after=self._verify_after(wanted, memory),
             answers=tuple(memory.answers.values()),
             without_agent_since=memory.without_agent_since,
+            under_way=frozenset(memory.patches),
             legacy=legacy,
             zones=zones,
             preparing={node: tuple(found) for node, found in preparing.items()},

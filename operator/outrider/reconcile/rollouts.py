@@ -83,14 +83,18 @@ class RolloutReconciler:
         self._settings = settings
         self._checks = checks
         self._request_verification = request_verification
+        self._wake = wake
         self._memories: dict[str, Memory] = {}
         self._adoptions = Adoptions(cluster, wake)
         self._namespaces = Namespaces(cluster)
         self._gatherer = Gatherer(caches, settings, self._adoptions.look)
 
     def stop(self) -> None:
-        """Stop watching what is taken over."""
+        """Stop watching what is taken over, and changing nodes."""
         self._adoptions.stop()
+        for memory in self._memories.values():
+            for task in memory.patches.values():
+                task.cancel()
 
     def begin(self) -> None:
         """Note that all caches are filled: from now on the cluster is seen."""
@@ -110,8 +114,11 @@ class RolloutReconciler:
         if memory is None or memory.uid != body["metadata"]["uid"]:
             memory = self._memories[key] = Memory(uid=body["metadata"]["uid"])
         await self._adoptions.watch(key, body)
+        deleting = bool(body["metadata"].get("deletionTimestamp"))
+        if deleting:
+            await memory.patches_ended()  # whoever lets it go knows where each node is
         around = await self._look_around(body)
-        terminating = bool(body["metadata"].get("deletionTimestamp")) and around.terminating
+        terminating = deleting and around.terminating
         try:
             seen = self._gatherer.gather(
                 body, memory, namespace_terminating=terminating, pod_security=around.pod_security
@@ -148,10 +155,12 @@ class RolloutReconciler:
             await self._write_status(body, seen, plan, memory)
         for event in plan.events:
             self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
-        memory.refused = 0
-        # What is only to be told waits for no move, and no move waits for it.
-        moves = [self._assign(seen.assignment_key, move, memory) for move in plan.moves]
-        await _all([*moves, self._tell(body, seen, plan, memory)])
+        # Nobody waits for these: the next pass sees who is under way, and looks at the others meanwhile.
+        for move in plan.moves:
+            self._begin_assigning(seen, move, memory)
+        await self._tell(body, seen, plan, memory)
+        if plan.has_clean_up:
+            await memory.patches_ended()
         await self._clean_up(seen, plan, memory)
         self._report_metrics(seen, plan)
         if seen.revisions:
@@ -165,8 +174,9 @@ class RolloutReconciler:
         await self._prepare(seen, plan, memory)
         for event in plan.events:
             self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
-        memory.refused = 0
-        await _all(self._assign(seen.assignment_key, move, memory) for move in plan.moves)
+        for move in plan.moves:
+            self._begin_assigning(seen, move, memory)
+        await memory.patches_ended()
         try:
             await self._tell(body, seen, plan, memory)
         except OutriderError as error:
@@ -184,8 +194,10 @@ class RolloutReconciler:
                 case actions.CreateRevision(revision):
                     await self._create_revision(seen, revision, memory)
                 case actions.CreateJoiners(revision):
+                    await memory.patches_ended()  # who gets a label no longer belongs to it
                     await self._create_joiners(seen, revision)
                 case actions.ChangeAdopted():
+                    await memory.patches_ended()
                     await self._change_adopted(seen, action)
                 case _:
                     pass
@@ -379,6 +391,26 @@ class RolloutReconciler:
         if memory.pending_records.get(name) is status:
             memory.forget_record(name)
 
+    def _begin_assigning(self, seen: RolloutSnapshot, move: Assign, memory: Memory) -> None:
+        """Have a node's assignment changed; until that is answered the node is under way."""
+        moment = asyncio.get_running_loop().time()
+        if move.node in memory.patches or moment - memory.refused.get(move.node, float("-inf")) < _REFUSED_SECONDS:
+            return
+        memory.refused.pop(move.node, None)
+
+        async def assign() -> None:
+            try:
+                await self._assign(seen.assignment_key, move, memory)
+            except Exception:
+                logger.exception("Node %s: unexpected error", move.node)
+                memory.refused[move.node] = asyncio.get_running_loop().time()
+            finally:
+                del memory.patches[move.node]
+                # Whatever came of it: what the node's change wakes may have passed before this.
+                self._wake(f"{seen.namespace}/{seen.name}")
+
+        memory.patches[move.node] = asyncio.create_task(assign(), name=f"assign {move.node}")
+
     async def _assign(self, key: str, move: Assign, memory: Memory) -> None:
         path = _label_path(key)
         operations: list[Json] = [
@@ -396,7 +428,7 @@ class RolloutReconciler:
             # One node's trouble must not hold up the others; its own deadline goes on.
             what = f"given {move.after}" if move.after is not None else "rid of its assignment"
             logger.warning("Node %s could not be %s: %s", move.node, what, error.message)
-            memory.refused += 1
+            memory.refused[move.node] = asyncio.get_running_loop().time()
             return
         if answer is None:
             self._caches.nodes.drop(("", move.node))
