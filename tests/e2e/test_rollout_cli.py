@@ -78,6 +78,8 @@ def test_what_the_preview_says_is_what_then_happens_and_it_changes_nothing(
         each=lambda _: None,
         labelSelector=f"{POOL}={story.name}",
     )
+    # The operator has told all that there is to tell.
+    then.the_version_is("1.0.0", "Published", where=lambda obj: obj["status"].get("usage", {}).get("nodes") == 6)
     before = versions_of_everything(story)
     admin = cluster.kubeconfig
     where = ("-n", story.namespace)

@@ -119,23 +119,40 @@ class Access:
         await self.session.close()
 
 
+class _TokenFile:
+    """A file with a token: looked at for each request, and read when it is another or has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: tuple[int, int, int] | None = None
+        self._token = ""
+
+    def read(self) -> str:
+        """Return the token. Raises OSError."""
+        found = self._path.stat()
+        known = found.st_ino, found.st_mtime_ns, found.st_size
+        if known != self._known:
+            self._token, self._known = self._path.read_text().strip(), known
+        return self._token
+
+
 def open_access(*, in_cluster: bool, kubeconfig: str | None = None, context: str | None = None) -> Access:
     """Return access by the pod's ServiceAccount, or by a kubeconfig.
 
-    The ServiceAccount's token is read again for each request, as kubelets rotate it. Raises
+    The ServiceAccount's token is read again whenever its file has changed, as kubelets rotate it. Raises
     Stalling(ClusterAccess) when there is neither.
     """
     tls = ssl.create_default_context()
-    token_file: Path | None = None
+    token_file: _TokenFile | None = None
     token: str | None = None
     namespace: str | None = None
     if in_cluster:
         import os
 
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-        token_file = _SERVICE_ACCOUNT / "token"
-        if not host or not token_file.exists():
+        if not host or not (_SERVICE_ACCOUNT / "token").exists():
             raise Stalling("ClusterAccess", "this is no pod with a ServiceAccount; give a kubeconfig instead")
+        token_file = _TokenFile(_SERVICE_ACCOUNT / "token")
         server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
         tls.load_verify_locations(cafile=str(_SERVICE_ACCOUNT / "ca.crt"))
         namespace = (_SERVICE_ACCOUNT / "namespace").read_text().strip()
@@ -163,7 +180,7 @@ def open_access(*, in_cluster: bool, kubeconfig: str | None = None, context: str
         token = authorization.removeprefix("Bearer ") or None
 
     async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        bearer = token_file.read_text().strip() if token_file is not None else token
+        bearer = token_file.read() if token_file is not None else token
         if bearer:
             request.headers["Authorization"] = f"Bearer {bearer}"
         return await handler(request)
