@@ -284,6 +284,8 @@ def prepared_first(trial: Trial, action: Any) -> str:
     mine = [result for _, _, result in entries_of_node(trial, action.node, action.uid, run.id)]
     if goal_of(action) != run.revision or not mine or mine[-1].state in {*FAILED, "Retrying"}:
         return ""  # it joins, or goes back
+    if action.before is None and run.revision == stable_then(trial):
+        return ""  # it had been left out, and joins the fleet now that the run has its end
     known = [
         batch.results[action.node].state
         for batch in trial.seen.batches
