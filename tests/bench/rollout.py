@@ -457,7 +457,7 @@ def _explain(fleet: FleetWatch, begun: float, size: int) -> list[str]:
 
 
 def _waits(moves: Sequence[_Move], size: int) -> list[float]:
-    """Return how long each place of a window was free: the first node that is Ready makes room for the next to leave."""
+    """Return how long each place of a window was free, in seconds: one node that is Ready makes room for another."""
     ready, leaves = sorted(move.ready for move in moves), sorted(move.leaves for move in moves)
     return [later - earlier for later, earlier in zip(leaves[size:], ready, strict=False)] or [0.0]
 

@@ -458,3 +458,25 @@ def test_what_was_never_completed_is_no_way_back_however_short_the_history_is() 
     fleet.settle()
     assert {entry.back for entry, _, _ in fleet.entries()} == {"r-1.0.0"}
     assert fleet.assignments() == {"r-1.0.0": 6}
+
+
+def test_a_run_that_can_move_nobody_is_told_to_have_stalled_and_goes_on_by_itself() -> None:
+    fleet = installed(3, health={"timeoutSeconds": 60, "minReadySeconds": 0})
+    fleet.change(version="1.1.0")
+    for name in fleet.nodes:
+        fleet.set_ready(name, False)
+
+    def stalled() -> tuple[str, str]:
+        found = next((c for c in fleet.status.conditions if c.type == "Stalled"), None)
+        return (found.status, found.reason) if found is not None else ("False", "")
+
+    go_on(fleet, 50)
+    assert stalled()[0] == "False", "nodes may come back any moment"
+    go_on(fleet, 30)
+    assert stalled() == ("True", "NoNodeMovable")
+    assert "3 NodeNotReady" in next(c.message for c in fleet.status.conditions if c.type == "Stalled")
+    for name in fleet.nodes:
+        fleet.set_ready(name, True)
+    fleet.settle()
+    assert fleet.status.phase == "Completed"
+    assert stalled()[0] == "False"

@@ -30,7 +30,7 @@ from outrider.core.counts import count_agents
 from outrider.core.deletion import let_go
 from outrider.core.fleet import is_excluded
 from outrider.core.gates import find_early_start, keep_to_windows, wait_for_approval, wait_for_window, why_shut
-from outrider.core.judgement import judge_nodes, tell_end_of_batch, why_over_tolerance, with_state
+from outrider.core.judgement import judge_nodes, since_observed, tell_end_of_batch, why_over_tolerance, with_state
 from outrider.core.leavers import remove_leavers, reopen
 from outrider.core.moves import is_leaving, leaving, target_of
 from outrider.core.plan import (
@@ -61,7 +61,7 @@ from outrider.core.selection import (
     order_candidates,
     remaining_nodes,
 )
-from outrider.core.snapshot import Batch, Node, RolloutSnapshot
+from outrider.core.snapshot import Batch, Hindrance, Node, RolloutSnapshot
 from outrider.core.standing import (
     find_deadlock,
     find_verification_hindrance,
@@ -328,7 +328,7 @@ def move_open_batches(work: Work) -> None:
         if node is None:
             continue
         goes = work.assignment(node) in {entry.to, leaving(entry.to)}
-        if goes and result.state == "Stopping":
+        if result.state == "Stopping" and (goes or node.name in work.seen.under_way):
             continue  # the most of them: its old agent ends
         sets_out = work.run.kind == "Rollback" and result.state == "Pending" and not is_leaving(work.assignment(node))
         if sets_out and check_breach(work, node, entry.to) is not None:
@@ -339,8 +339,6 @@ def move_open_batches(work: Work) -> None:
                 blocked.append((entry.name, entry.to))
             continue
         if result.state == "Stopping" and work.assignment(node) == (entry.origin or None):
-            if node.name in work.seen.under_way:
-                continue
             if shut:  # as if it had never been planned: its clock does not run
                 again = {"state": "Pending", "started_at": None, "reason": "", "message": ""}
                 work.results[batch.name][entry.name] = result.model_copy(update=again)
@@ -552,11 +550,11 @@ def complete(work: Work) -> None:
     if not updated:
         reasons = Counter(result.reason for _, _, result in work.entries({"Skipped"}, updates=True))
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none is left"
-        work.obstacle = work.deadlock
         nobody = f" {work.gate}." if work.gate else ""
         work.gate = (
             f"no node can be moved now: {counts};{nobody} its RolloutBatches say of each node why (kubectl get orb)"
         )
+        work.obstacle = work.deadlock or _tell_nobody_movable(work)
         return
     finish_run(work, "PartiallySucceeded" if failed else "Succeeded")
     work.stable, work.stable_version = run.revision, run.version
@@ -568,6 +566,18 @@ def complete(work: Work) -> None:
     work.say(
         "Normal", "RunCompleted", f"Run {run.id}: {running} of {len(work.seen.members)} nodes run {run.version}{note}"
     )
+
+
+def _tell_nobody_movable(work: Work) -> Hindrance | None:
+    """Say that a run waits in vain, once it has for as long as a node may take to become healthy."""
+    run = work.run
+    assert run is not None  # noqa: S101 - the caller has looked
+    since = max((at for batch in work.run_batches() if (at := work.finished[batch.name])), default=run.started_at)
+    late = since_observed(work, since) + timedelta(seconds=work.seen.spec.health.timeout_seconds)
+    if work.seen.now >= late:
+        return Hindrance("NoNodeMovable", work.gate, stalled=True)
+    work.wakes.append(late)
+    return None
 
 
 def forget(work: Work) -> None:

@@ -293,8 +293,8 @@ class RolloutSnapshot:
     for something and that `status.last_handled` does not name. A version that was verified before
     `verify_after` is verified again before a run to it starts (None: never). `without_agent_since` says of nodes that
     have a revision and no pod since when that has been seen. `under_way` are the nodes of which a change of the
-    assignment was sent and is not answered: what they are seen with may be over. `legacy` is the DaemonSet that `spec.adoption` names, or
-    that was taken over before. `zones` are those time zones of `spec.windows` that there are.
+    assignment was sent and is not answered: what they are seen with may be over. `legacy` is the DaemonSet that
+    `spec.adoption` names, or that was taken over before. `zones` are those time zones of `spec.windows` that there are.
 
     `preparing` are the pods that prepare nodes for a revision, by node: no agents, and never counted as such.
     `prepare_sets` are the DaemonSets that make them, by name; `unprepared_since` says of the nodes that these name and
