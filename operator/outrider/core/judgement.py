@@ -9,7 +9,7 @@ from outrider.api.rollout import BatchNode, NodeResult, RunStatus
 from outrider.core import batches as arithmetic
 from outrider.core.fleet import is_excluded
 from outrider.core.health import Verdict, is_sound, judge_pods
-from outrider.core.moves import leaving
+from outrider.core.moves import is_leaving, leaving
 from outrider.core.prepare import is_due, judge_waiting, was_never_touched
 from outrider.core.probes import is_asked
 from outrider.core.snapshot import Batch, Hindrance, Node
@@ -52,17 +52,17 @@ def _find_well(work: Work) -> Mapping[str, AbstractSet[str]]:
 
     They are most of a fleet in every pass, so that each is only glanced at.
     """
-    key, pods, health = work.seen.assignment_key, work.seen.pods, work.seen.spec.health
-    found: dict[str, set[str]] = {ASSIGNMENT_NONE: set()}
-    for name, node in work.seen.nodes.items():
-        assignment = node.labels.get(key)
-        if assignment is None or not node.ready:
-            continue
-        there = pods.get(name, ())
-        if (len(there) == 1 and is_sound(there[0], assignment, health)) or assignment == ASSIGNMENT_NONE:
-            if assignment not in found:
-                found[assignment] = set()
-            found[assignment].add(node.uid)
+    pods_on, health = work.seen.pods.get, work.seen.spec.health
+    found: dict[str, AbstractSet[str]] = {}
+    for assignment, nodes in work.by_assignment.items():
+        if assignment == ASSIGNMENT_NONE:
+            found[assignment] = {node.uid for node in nodes if node.ready}
+        elif assignment is not None and not is_leaving(assignment):
+            found[assignment] = {
+                node.uid
+                for node in nodes
+                if node.ready and len(there := pods_on(node.name, ())) == 1 and is_sound(there[0], assignment, health)
+            }
     return found
 
 
