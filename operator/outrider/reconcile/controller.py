@@ -52,7 +52,7 @@ _RESYNC_SECONDS = 300.0
 
 
 _ROLLOUT_RETRY_SECONDS = 15.0
-_ROLLOUT_SETTLE_SECONDS = 0.08
+_ROLLOUT_SETTLE_SECONDS = 0.04
 """Each node of a window waits twice for a pass: this is what its move takes longer than the moves of its pods."""
 _USAGE_SECONDS = 10.0
 
