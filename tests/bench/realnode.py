@@ -147,12 +147,15 @@ class Stages:
 
     def __init__(self, cluster: Cluster, node: str, key: str) -> None:
         self._node, self._key = node, key
+        self._pods: dict[str, set[str]] = {OURS: set(), NATIVE: set()}
+        self._old: set[str] = set()
+        self._whose = OURS
+        self._label = ""
         self.seen: list[tuple[float, str]] = []
         self._watches = [
             Watch(cluster, _PODS, self._take_pod, "application/json"),
             Watch(cluster, "/api/v1/nodes", self._take_node, "application/json"),
         ]
-        self._label = ""
 
     def _note(self, came: float, what: str) -> None:
         if what not in {seen for _, seen in self.seen}:
@@ -166,28 +169,39 @@ class Stages:
             self._note(came, "label: the old agent is to go" if leaving else "label: the new agent is to come")
 
     def _take_pod(self, kind: str, pod: Json, came: float) -> None:
-        status = pod.get("status") or {}
-        init = (status.get("initContainerStatuses") or [{}])[0].get("state") or {}
-        main = (status.get("containerStatuses") or [{}])[0].get("state") or {}
+        uid = pod["metadata"]["uid"]
+        whose = NATIVE if pod["metadata"]["labels"].get("app") == NATIVE else OURS
         if kind == "DELETED":
-            self._note(came, "old pod gone")
-        elif pod["metadata"].get("deletionTimestamp"):
-            self._note(came, "old pod told to go")
+            self._pods[whose].discard(uid)
         else:
-            if kind == "ADDED":
-                self._note(came, "new pod created")
-            if pod["spec"].get("nodeName"):
-                self._note(came, "new pod scheduled")
-            if init.get("running") or init.get("terminated"):
-                self._note(came, "init container has started")
-            if init.get("terminated"):
-                self._note(came, "init container has ended")
-            if main.get("running"):
-                self._note(came, "container runs")
+            self._pods[whose].add(uid)
+        if whose != self._whose:
+            return
+        status = pod.get("status") or {}
+        init, main = (
+            ((status.get(f"{which}Statuses") or [{}])[0].get("state") or {}) for which in ("initContainer", "container")
+        )
+        if uid in self._old:
+            what = {
+                "old pod gone": kind == "DELETED",
+                "old container has ended": bool(main.get("terminated")),
+                "old pod told to go": bool(pod["metadata"].get("deletionTimestamp")),
+            }
+        else:
+            what = {
+                "new pod created": True,
+                "new pod scheduled": bool(pod["spec"].get("nodeName")),
+                "init container has started": bool(init.get("running") or init.get("terminated")),
+                "init container has ended": bool(init.get("terminated")),
+                "new container runs": bool(main.get("running")),
+            }
+        for stage, reached in what.items():
+            if reached:
+                self._note(came, stage)
 
-    def begin(self) -> None:
-        """Forget what was seen."""
-        self.seen = []
+    def begin(self, whose: str) -> None:
+        """Forget what was seen; what comes is about this one's agent, and its pods that are there now are the old."""
+        self._whose, self._old, self.seen = whose, set(self._pods[whose]), []
 
     def stop(self) -> None:
         """End the watches."""
@@ -373,16 +387,19 @@ def measure(bench: Bench, rounds: int) -> Measured:
     moves: dict[str, Callable[[str], None]] = {OURS: bench.move_ours, NATIVE: bench.move_native}
     measured = Measured()
     try:
-        for one in asking.values():
+        for who, one in asking.items():
             one.await_version(VERSIONS[1])
-        bench.settle(VERSIONS[1])
-        at = VERSIONS[1]
+            moves[who](VERSIONS[0])
+            one.await_version(VERSIONS[0])
+        bench.settle(VERSIONS[0])
+        # The watches have seen the pods of both by now.
+        at = VERSIONS[0]
         for index in range(2 * rounds):
             to = VERSIONS[0] if at == VERSIONS[1] else VERSIONS[1]
             order = (OURS, NATIVE) if index // 2 % 2 == 0 else (NATIVE, OURS)
             for who in order:
                 asking[who].forget(to)
-                stages.begin()
+                stages.begin(who)
                 moves[who](to)
                 came = asking[who].await_version(to)
                 left = asking[who].last[at]
