@@ -36,7 +36,9 @@ from adapters.signing import Signer  # noqa: E402
 from bench.operatorprocess import NAMESPACE, OperatorProcess  # noqa: E402
 from bench.watching import Json, Watch  # noqa: E402
 from localcluster import Cluster, images  # noqa: E402
+from localcluster.addresses import LOOPBACK  # noqa: E402
 from localcluster.apiclient import Object  # noqa: E402
+from localcluster.middleman import Middleman  # noqa: E402
 from outrider.api import names  # noqa: E402
 
 MAX_RATIO = 1.1
@@ -254,18 +256,21 @@ class Bench:
         self.client.create("/api/v1/namespaces", {"metadata": {"name": FLEET}})
         home = self.folder / "tools"
         home.mkdir()
+        # The tools talk to nobody but loopback.
+        way = Middleman(self.cluster.registry, LOOPBACK)
         with offline_tools(home) as tools:
             for version in VERSIONS:
                 place = f"{self.cluster.registry}/elsewhere/{COMPONENT}"
                 content = {"agent": agent(version)}
                 archive = images.build_busybox_image(f"{place}:{version}", files=content, entrypoint=["/agent"])
                 digest = images.push_image(archive, f"{place}:{version}")
-                tools.cosign.sign(f"{place}@{digest}", self.signer)
+                tools.cosign.sign(f"{way.host}/elsewhere/{COMPONENT}@{digest}", self.signer)
                 self._describe(
                     version,
                     sha256=digest.removeprefix("sha256:"),
                     source={"image": {"reference": f"{place}:{version}", "copy": True}},
                 )
+        way.stop()
         self._await_published()
 
     def _publish(self, version: str, content: bytes) -> None:
@@ -480,6 +485,7 @@ def main() -> int:
                     Path(scratch) / "operator",
                     OUTRIDER_FETCH_IMAGE=FETCH_IMAGE,
                     OUTRIDER_FETCH_IMAGE_PULL_POLICY="Never",
+                    OUTRIDER_PLAIN_HTTP_SOURCES=cluster.registry,
                 )
                 try:
                     measured = MEASURES[part](bench, arguments.rounds)

@@ -72,6 +72,8 @@ def the_operator(
         local.registry,
         tmp_path_factory.mktemp("operator") / "operator.log",
         OUTRIDER_NODE_REGISTRY=middleman.host,
+        # Images lie in the cluster's registry, as in somebody else's.
+        OUTRIDER_PLAIN_HTTP_SOURCES=f"127.0.0.1:*,{local.registry}",
         **OPERATOR_ON_NODES,
     )
     process.start()
