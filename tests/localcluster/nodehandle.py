@@ -43,6 +43,7 @@ while :; do
     start) if lives; then told="0 runs"; else begin; fi ;;
     stop) halt 2>/dev/null; told="0 stopped" ;;
     restart) halt 2>/dev/null; begin ;;
+    show-pid) if lives; then told="0 $child"; else told="3 none"; fi ;;
     is-active) if lives; then told="0 active"; else told="3 inactive"; fi ;;
     *) told="1 Unknown command verb $verb." ;;
   esac
@@ -186,6 +187,12 @@ class Service:
         """Ask for something as `systemctl` does; returns the exit code and what it said."""
         result = self._node.run("systemctl", verb, self.unit, check=False)
         return result.returncode, result.stdout.strip()
+
+    @property
+    def pid(self) -> int:
+        """Its program's process, as the node numbers it; 0 if it does not run."""
+        code, said = self.ask("show-pid")
+        return int(said) if code == 0 else 0
 
     def end(self) -> None:
         """End the service and its manager."""
