@@ -35,7 +35,8 @@ def key(story: RealStory) -> Signer:
 def publish(story: RealStory, tools: Tools, key: Signer, version: str, manner: str = "", *, copy: bool = True) -> str:
     """Push an image with an agent in it, sign it, and describe it; returns its digest."""
     place = f"{story.local.registry}/elsewhere/{story.name}"
-    content = {"agent": agent(version, manner)}
+    # An image of this test alone: what a node has pulled once it does not pull again.
+    content = {"agent": agent(version, f": {story.name}; {manner}")}
     archive = images.build_busybox_image(f"{place}:{version}", files=content, entrypoint=["/agent"])
     digest = images.push_image(archive, f"{place}:{version}")
     # These tools talk to nobody but loopback.
