@@ -14,7 +14,7 @@ from outrider.core.prepare import build_prepare
 from outrider.core.revision import build_daemonset
 from outrider.core.snapshot import Node
 from outrider.reconcile.projections import project_daemonset, project_node, project_pod
-from simulation.fleet import KEY, START, make_spec
+from simulation.fleet import START, make_spec
 
 FETCH = FetchSettings(
     image="outrider:1",
@@ -33,6 +33,7 @@ async def nodes(api_server: RealApiServer, kube: Cluster) -> AsyncIterator[dict[
     for index, (name, host) in enumerate(HOSTS.items()):
         body: Json = fakenodes.node_object(name, 150 + index)
         body["metadata"]["labels"] = {names.LABEL_HOSTNAME: host} if host else {}
+        body["spec"] = {}  # without the taint that keeps others away: nothing here tolerates it
         await kube.create(NODES, body)
     try:
         found = [await kube.get(NODES, None, name) for name in HOSTS]
@@ -51,8 +52,8 @@ async def test_it_is_made_of_the_revision_s_and_gets_a_pod_on_each_of_its_nodes_
     )
     stored = await kube.create(DAEMON_SETS, revision, "default")
     reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}
-    wanted = {"prepared-0", "prepared-1"}
-    made = build_prepare(stored, [nodes[name] for name in sorted(wanted)], KEY, reference)
+    wanted, key = {"prepared-0", "prepared-1"}, names.assignment_key("default", "agent")
+    made = build_prepare(stored, [nodes[name] for name in sorted(wanted)], key, reference)
     try:
         answer = await kube.create(DAEMON_SETS, made, "default")
         assert project_daemonset(answer).prepares == {"host-of-0", "prepared-1"}

@@ -40,7 +40,7 @@ _IDLE_DIR: Final = "/outrider/idle"
 _IDLE: Final = f"{_IDLE_DIR}/idle"
 _VOLUME_IDLE: Final = "outrider-idle"
 _USER: Final = 65532
-_NOT_OURS: Final = frozenset({names.FETCH_CONTAINER, names.INSTALL_CONTAINER, names.HOST_CONTAINER})
+_OURS: Final = frozenset({names.FETCH_CONTAINER, names.INSTALL_CONTAINER, names.HOST_CONTAINER})
 
 _KEPT: Final = (
     "nodeSelector",
@@ -313,7 +313,7 @@ def _build_pod(agent: Json, annotations: Mapping[str, str], nodes: Sequence[Node
     mounted = {mount["name"] for mount in init["volumeMounts"]}
     images: dict[str, str] = {}
     for one in containers:
-        if one["name"] not in _NOT_OURS and one["image"] != fetch_image:
+        if one["name"] not in _OURS and one["image"] != fetch_image:
             images.setdefault(one["image"], one.get("imagePullPolicy") or "IfNotPresent")
     selinux = (agent.get("securityContext") or {}).get("seLinuxOptions")
     return {
