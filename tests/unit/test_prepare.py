@@ -2,11 +2,16 @@
 
 from typing import Any
 
+import pytest
+
 from outrider.api import names
+from outrider.core.delivery import FetchSettings
 from outrider.core.prepare import build_prepare, prepare_name, token_of
+from outrider.core.revision import build_daemonset
 from outrider.core.scheduling import why_not_scheduled
 from outrider.core.snapshot import Node
 from outrider.reconcile.projections import project_daemonset
+from simulation.fleet import make_spec
 
 Json = dict[str, Any]
 KEY = names.assignment_key("fleet", "agent")
@@ -183,3 +188,46 @@ def test_its_name_says_for_which_nodes_and_what_it_was_made_for_can_be_read_back
 
 def test_the_longest_names_fit() -> None:
     assert len(prepare_name("r" * 40, "0123456789", [])) <= names.MAX_LABEL
+
+
+FETCH = FetchSettings(
+    image="outrider:1",
+    image_pull_policy="IfNotPresent",
+    reference=f"registry.example.com/fleet/agent@sha256:{'0' * 64}",
+    plain_http=False,
+    allow_rsa_2048=False,
+    digests={"linux/amd64": "0" * 64},
+    images={"linux/amd64": f"registry.example.com/fleet/agent@sha256:{'1' * 64}"},
+    registry_secret="registry-login",
+)
+
+
+@pytest.mark.parametrize(
+    ("delivery", "images", "fills"),
+    [
+        ({"volume": {"mountPath": "/opt/agent", "containers": ["agent"]}}, ["agent"], True),
+        ({"volume": {"mountPath": "/opt/agent", "containers": ["agent"], "cache": "None"}}, ["agent"], False),
+        ({"image": {"container": "agent"}}, [f"registry.example.com/fleet/agent@sha256:{'1' * 64}"], False),
+        ({"host": {"path": "/opt/agent", "activate": {"systemdUnit": "agent.service"}}}, ["agent"], True),
+    ],
+    ids=["a file, with a cache", "a file, without", "an image", "on the host"],
+)
+def test_it_is_made_of_what_each_delivery_makes(delivery: Json, images: list[str], fills: bool) -> None:
+    revision = build_daemonset(
+        namespace="fleet", rollout="agent", spec=make_spec(delivery=delivery), revision="0123456789", fetch=FETCH
+    )
+    pod = build_prepare(revision, NODES, KEY, OWNER)["spec"]["template"]["spec"]
+    assert [one["image"] for one in pod["containers"]] == images
+    [init] = pod["initContainers"]
+    environment = {one["name"]: one.get("value", "") for one in init["env"]}
+    assert environment["OUTRIDER_PREPARE"] == "true"
+    assert "OUTRIDER_TARGET_DIR" not in environment
+    assert ("OUTRIDER_REFERENCE" in environment) == fills
+    assert "hostPID" not in pod
+    allowed = {names.VOLUME_KEYS, names.VOLUME_CACHE, names.VOLUME_REGISTRY, "outrider-idle"}
+    assert {volume["name"] for volume in pod["volumes"]} <= allowed
+    everything = [init, *pod["containers"]]
+    added = {right for one in everything for right in one["securityContext"]["capabilities"].get("add", ())}
+    assert added <= {"CHOWN", "SETUID", "SETGID"}
+    for one in everything:
+        assert {mount["name"] for mount in one["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}

@@ -96,14 +96,14 @@ def judge_pods(
         return Verdict("Starting", "NoPod", "the agent's pod has not been created yet")
     if (failure := find_failure(pod, health)) is not None:
         return failure
+    if pod.refusal is not None:  # it is tried again
+        return Verdict("Starting", pod.refusal.reason, f"pod {pod.name}: {pod.refusal.message}")
     if pod.ready_since is not None:
         return _judge_ready(pod, pod.ready_since, health, now, is_checked=is_checked)
     if pod.unschedulable:
         return Verdict("Starting", "Unschedulable", f"pod {pod.name} finds no place: {pod.unschedulable}")
     if pod.installing:
         return Verdict("Installing", "Installing", f"pod {pod.name} is installing the artifact on the node")
-    if pod.refusal is not None:  # it is tried again
-        return Verdict("Starting", pod.refusal.reason, f"pod {pod.name}: {pod.refusal.message}")
     if pod.fetching and is_prepared:
         return Verdict("Verifying", "Verifying", f"pod {pod.name} is verifying the artifact, which is on the node")
     if pod.fetching:
