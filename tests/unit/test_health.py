@@ -93,6 +93,12 @@ READY = pod(ready_since=ago(60))
             "NoSpace",
             id="nobody makes room on a node",
         ),
+        pytest.param(
+            [pod(refusal=Refusal("HealthFailed", "x", final=False, gone_back=True))],
+            "Failed",
+            "HealthFailed",
+            id="an installation that went back is not tried again",
+        ),
         pytest.param([pod(installing=True)], "Installing", "Installing", id="the installation is at work"),
         # init containers that have to come to an end
         pytest.param(
@@ -289,3 +295,11 @@ def test_what_is_sound_at_one_glance_has_nothing_against_it(pods: list[Pod]) -> 
 def test_what_lies_on_a_node_that_was_prepared_is_only_verified_there() -> None:
     verdict = judge_pods([pod(fetching=True)], "B", HEALTH, NOW, is_prepared=True)
     assert (verdict.state, verdict.reason) == ("Verifying", "Verifying")
+
+
+def test_a_way_back_that_cannot_be_installed_at_once_is_tried_again() -> None:
+    """The node has nothing better to go back to: what ran there before stays, and may only be slow."""
+    refused = pod(refusal=Refusal("HealthFailed", "x", final=False, gone_back=True), trouble="CrashLoopBackOff")
+    verdict = judge_pods([replace(refused, retries=2)], "B", HEALTH, NOW, is_return=True)
+    assert (verdict.state, verdict.reason) == ("Starting", "HealthFailed")
+    assert judge_pods([replace(refused, retries=3)], "B", HEALTH, NOW, is_return=True).state == "Failed"

@@ -84,17 +84,19 @@ def judge_pods(
     *,
     is_checked: bool = False,
     is_prepared: bool = False,
+    is_return: bool = False,
 ) -> Verdict:
     """Judge the agent of `revision` by the pods on its node; deadlines are the caller's.
 
     Healthy needs positive evidence: a pod of this revision that is Ready without a break for minReadySeconds, and
     whose own check passes as long, if it `is_checked`. Failed is what waiting would not mend. All else is pending.
-    `is_prepared` says that what the pod needs was on the node before.
+    `is_prepared` says that what the pod needs was on the node before, `is_return` that the node goes back: then an
+    installation has nothing better to go back to, and may be tried again.
     """
     pod = find_agent(pods, revision)
     if pod is None:
         return Verdict("Starting", "NoPod", "the agent's pod has not been created yet")
-    if (failure := find_failure(pod, health)) is not None:
+    if (failure := _judge_failure(pod, health, is_return=is_return)) is not None:
         return failure
     if pod.refusal is not None:  # it is tried again
         return Verdict("Starting", pod.refusal.reason, f"pod {pod.name}: {pod.refusal.message}")
@@ -113,19 +115,20 @@ def judge_pods(
     return Verdict("Starting", pod.trouble or "NotReady", f"pod {pod.name} is not Ready{detail}{crash}")
 
 
-def find_refusal(pod: Pod, health: Health) -> tuple[str, str] | None:
+def find_refusal(pod: Pod, health: Health, *, is_return: bool = False) -> tuple[str, str] | None:
     """Return reason and message if one of our programs on a node has given up, or cannot run there; else None."""
     lasts = (pod.retries or 0) >= _enough(health)
-    if pod.refusal is not None and (pod.refusal.final or lasts):
-        return pod.refusal.reason, pod.refusal.message
+    refusal = pod.refusal
+    if refusal is not None and (refusal.final or lasts or (refusal.gone_back and not is_return)):
+        return refusal.reason, refusal.message
     if pod.trouble in NEVER_THERE or (pod.trouble == "CrashLoopBackOff" and pod.retries is not None and lasts):
         return pod.trouble, pod.crash or pod.trouble_message or pod.trouble
     return None
 
 
-def find_failure(pod: Pod, health: Health) -> Verdict | None:
+def _judge_failure(pod: Pod, health: Health, *, is_return: bool) -> Verdict | None:
     """Return the verdict on a pod with which waiting would mend nothing; None if there is hope."""
-    if pod.refusal is not None and (refused := find_refusal(pod, health)) is not None:
+    if pod.refusal is not None and (refused := find_refusal(pod, health, is_return=is_return)) is not None:
         return Verdict("Failed", *refused)
     crash = f": {pod.crash}" if pod.crash else ""
     if pod.restarts > health.max_restarts:

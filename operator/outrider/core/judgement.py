@@ -151,8 +151,15 @@ def _judge_node(work: Work, batch: Batch, entry: BatchNode, result: NodeResult) 
         is_checked = is_asked(work, batch, entry.to)
         pods = work.pods(node.name)
         health, now = work.seen.spec.health, work.seen.now
-        prepared = is_due(work, batch, entry)
-        verdict = judge_pods(pods, entry.to, health, now, is_checked=is_checked, is_prepared=prepared)
+        verdict = judge_pods(
+            pods,
+            entry.to,
+            health,
+            now,
+            is_checked=is_checked,
+            is_prepared=is_due(work, batch, entry),
+            is_return=batch.spec.kind == "Rollback",
+        )
         if entry.to == ASSIGNMENT_NONE:
             verdict = Verdict("Healthy")
         state = verdict.state

@@ -26,21 +26,23 @@ _LINE = re.compile(r"(?:outrider-[a-z]+: )?(?P<reason>[A-Z][a-z]+(?:[A-Z]*[a-z0-
 class Refusal:
     """Why a program of ours on a node did not do what it was to do.
 
-    `final` says that it does not help to wait: either what it found must not run there, or it has put everything back.
-    The others are tried again by the kubelet, and count when they have lasted.
+    `final` says that it does not help to wait: what it found must not run there. `gone_back` says that an installation
+    has put back what ran before; where nothing else ran before it stays, and is tried again. All others are tried again
+    by the kubelet, and count when they have lasted.
     """
 
     reason: str
     message: str
     final: bool = True
+    gone_back: bool = False
 
 
 def read_refusal(container: str, exit_code: object, message: object) -> Refusal | None:
     """Return what a container of ours said when it ended with an exit code; None if that is no refusal."""
     if exit_code not in {EXIT_CONFIG, EXIT_REFUSED, EXIT_LOCAL}:
         return None
-    # What an installation could not finish it has taken back: another attempt would stop the daemon once more.
-    final = exit_code == EXIT_REFUSED or (exit_code == EXIT_LOCAL and container == INSTALL_CONTAINER)
+    final = exit_code == EXIT_REFUSED
+    gone_back = exit_code == EXIT_LOCAL and container == INSTALL_CONTAINER
     text = message if isinstance(message, str) else ""
     # Without a message of its own the kubelet takes the end of the log, of which the last line says why.
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -48,7 +50,10 @@ def read_refusal(container: str, exit_code: object, message: object) -> Refusal 
     printable = "".join(one for one in said if one.isprintable())[:_MAX_MESSAGE]
     match = _LINE.fullmatch(printable)
     if match is not None and len(match["reason"]) <= _MAX_REASON:
-        return Refusal(match["reason"], match["message"], final)
+        return Refusal(match["reason"], match["message"], final, gone_back)
     return Refusal(
-        "ArtifactRefused", printable or f"{container} ended with exit code {exit_code} and said nothing", final
+        "ArtifactRefused",
+        printable or f"{container} ended with exit code {exit_code} and said nothing",
+        final,
+        gone_back,
     )
