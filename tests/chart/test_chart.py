@@ -1,5 +1,7 @@
 """The chart and the install.yaml rendered from it: what they install, with which permissions, under which settings."""
 
+import base64
+import gzip
 import json
 import os
 import re
@@ -150,6 +152,12 @@ def test_every_value_is_in_the_schema() -> None:
         "sources.maxArtifactBytes=0",
         "retry.factor=0.5",
         'extraEnv=[{"value":"a"}]',
+        'node.dir="var/lib/outrider"',
+        'node.dir="/var/lib/../outrider"',
+        'node.hostRoots=["/"]',
+        'node.hostRoots=["/opt/"]',
+        'node.hostRoots="/opt"',
+        'node.registrySecret="Pull"',
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused(value: str) -> None:
@@ -199,6 +207,15 @@ def test_crds_can_go_with_the_release_or_be_left_out() -> None:
     crds = [each for each in template("crds.keep=false") if each["kind"] == "CustomResourceDefinition"]
     assert [each["metadata"].get("annotations") for each in crds] == [None] * 3
     assert "CustomResourceDefinition" not in {each["kind"] for each in template("crds.enabled=false")}
+
+
+def test_a_release_fits_into_the_secret_that_helm_keeps_it_in() -> None:
+    # Helm stores the chart's files and what they rendered to: as JSON, compressed, in base64, and in base64 once more
+    # on its way to the API server. A Secret holds 1 MiB.
+    files = {str(path): path.read_text() for path in CHART.rglob("*") if path.is_file()}
+    rendered = run_helm("template", "outrider", str(CHART)).stdout
+    stored = base64.b64encode(gzip.compress(json.dumps([files, rendered]).encode()))
+    assert len(base64.b64encode(stored)) < 512 * 1024
 
 
 # --- The operator's settings ------------------------------------------------------------------------------------------

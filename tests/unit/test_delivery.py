@@ -34,6 +34,7 @@ UNCACHED = {"volume": {**VOLUME, "cache": "None"}}
 FILES_ONLY = {"host": {"path": "/opt/node-daemon"}}
 BY_UNIT = {"host": {"path": "/opt/node-daemon", "activate": {"systemdUnit": "node-daemon.service"}}}
 CHECKED = {"host": {"path": "/opt/node-daemon", "health": {"http": {"port": 8080}, "periodSeconds": 30}}}
+ASKED = {"host": {"path": "/opt/node-daemon", "health": {"command": ["/bin/true"]}}}
 ALL = {
     "a volume, cached": CACHED,
     "a volume": UNCACHED,
@@ -41,7 +42,12 @@ ALL = {
     "files on the node": FILES_ONLY,
     "a unit of the node": BY_UNIT,
     "a daemon that is checked": CHECKED,
+    "a daemon that is asked": ASKED,
 }
+
+CACHING = ("CHOWN", "SETUID", "SETGID")
+WRITING = ("CHOWN", "FOWNER", "DAC_OVERRIDE")
+ENTERING = ("SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE")
 
 
 def fetching(**changes: Any) -> FetchSettings:
@@ -122,10 +128,11 @@ def test_nothing_of_ours_is_privileged_or_gains_rights(delivery: dict[str, Any])
 
 @pytest.mark.parametrize("delivery", ALL.values(), ids=ALL)
 def test_the_keys_are_mounted_so_that_their_rotation_makes_no_revision(delivery: dict[str, Any]) -> None:
-    for each in ours(pod_with(delivery)):
-        told = environment(each)
-        [mount] = [mount for mount in each["volumeMounts"] if mount["name"] == "outrider-keys"]
-        assert mount == {"name": "outrider-keys", "mountPath": told["OUTRIDER_KEYS_DIR"], "readOnly": True}
+    for name, each in containers(pod_with(delivery)).items():
+        if name in {"outrider-fetch", "outrider-install"}:
+            told = environment(each)
+            [mount] = [mount for mount in each["volumeMounts"] if mount["name"] == "outrider-keys"]
+            assert mount == {"name": "outrider-keys", "mountPath": told["OUTRIDER_KEYS_DIR"], "readOnly": True}
 
 
 @pytest.mark.parametrize(
@@ -148,31 +155,32 @@ def test_nothing_of_the_pod_runs_before_the_file_is_verified(delivery: dict[str,
     ("delivery", "rights"),
     [
         pytest.param(UNCACHED, {"outrider-fetch": (65532, ())}, id="without a cache: none at all"),
-        pytest.param(
-            CACHED, {"outrider-fetch": (0, ("CHOWN", "SETUID", "SETGID"))}, id="with a cache: to become somebody else"
-        ),
+        pytest.param(CACHED, {"outrider-fetch": (0, CACHING)}, id="with a cache: to become somebody else"),
         pytest.param(
             FILES_ONLY,
-            {
-                "outrider-fetch": (0, ("CHOWN", "SETUID", "SETGID")),
-                "outrider-install": (0, ("CHOWN", "FOWNER", "DAC_OVERRIDE")),
-                "outrider-host": (0, ("CHOWN", "FOWNER", "DAC_OVERRIDE")),
-            },
-            id="files on the node: to write them",
+            {"outrider-fetch": (0, CACHING), "outrider-install": (0, WRITING), "outrider-host": (0, ())},
+            id="files on the node: to write them, and to look at them",
         ),
         *(
             pytest.param(
                 delivery,
                 {
-                    "outrider-fetch": (0, ("CHOWN", "SETUID", "SETGID")),
-                    **dict.fromkeys(
-                        ("outrider-install", "outrider-host"),
-                        (0, ("CHOWN", "FOWNER", "DAC_OVERRIDE", "SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE")),
-                    ),
+                    "outrider-fetch": (0, CACHING),
+                    "outrider-install": (0, WRITING + ENTERING),
+                    "outrider-host": (0, ENTERING),
                 },
                 id=f"{what}: to enter the node",
             )
             for what, delivery in (("a unit of the node", BY_UNIT), ("a daemon that is checked", CHECKED))
+        ),
+        pytest.param(
+            ASKED,
+            {
+                "outrider-fetch": (0, CACHING),
+                "outrider-install": (0, WRITING + ENTERING),
+                "outrider-host": (0, WRITING + ENTERING),
+            },
+            id="a daemon that is asked by a command: the same for it, whoever runs it",
         ),
     ],
 )
@@ -349,6 +357,12 @@ def test_a_daemons_pod_needs_no_container_of_its_own() -> None:
     templates: list[dict[str, Any]] = [{"spec": {}}, {"spec": {"containers": []}}]
     for template in templates:
         assert [each["name"] for each in pod_with(FILES_ONLY, template)["containers"]] == ["outrider-host"]
+
+
+def test_what_watches_may_write_nothing_on_the_node() -> None:
+    for delivery in (FILES_ONLY, BY_UNIT, CHECKED, ASKED):
+        watcher = pod_with(delivery)["containers"][0]
+        assert watcher["volumeMounts"] == [{"name": "outrider-host", "mountPath": "/outrider/host", "readOnly": True}]
 
 
 def test_it_is_told_where_and_how_to_install() -> None:

@@ -15,13 +15,16 @@ from outrider.adapters import clock
 from outrider.adapters.informer import Store
 from outrider.adapters.kube import (
     COMPONENT_VERSIONS,
+    CONFIG_MAPS,
     DAEMON_SETS,
+    NAMESPACES,
     NODES,
     PODS,
     ROLLOUT_BATCHES,
     ROLLOUTS,
     Cluster,
     Json,
+    Resource,
 )
 from outrider.api import names
 from outrider.api.componentversion import Version
@@ -40,8 +43,9 @@ from outrider.reconcile.projections import (
     project_node,
     project_pod,
 )
-from outrider.settings import Settings
+from outrider.settings import Settings, read_settings
 
+_OF_NODES = ("OUTRIDER_HOST_ROOTS", "OUTRIDER_NODE_DIR")
 _EXAMPLE = "which nodes come first is decided when the Rollout is created: this order is an example"
 
 
@@ -68,18 +72,66 @@ async def ask(cluster: Cluster, namespace: str, question: Question) -> Preview:
             body = {**body, "spec": {**body["spec"], "version": question.version}}
     else:
         body = await _admit(cluster, caches, namespace, stated)
-    seen = await look(caches, body, await find_adopted(cluster, namespace, body))
+    ground, assumptions = await find_ground(cluster, namespace, body)
+    seen = await look(caches, body, await find_adopted(cluster, namespace, body), ground)
     _check_pace(seen, question.node_seconds)
     preview = preview_rollout(seen, node_seconds=question.node_seconds)
+    preview = replace(preview, assumptions=(*preview.assumptions, *assumptions))
     if stated is not None and caches.rollouts.get(namespace, seen.name) is None:
         preview = replace(preview, assumptions=(*preview.assumptions, _EXAMPLE))
     return preview
 
 
-async def look(caches: Caches, body: Json, sight: Sight | None = None) -> RolloutSnapshot:
+@dataclass(frozen=True)
+class Ground:
+    """What deliveries may use, as far as the user may see it."""
+
+    settings: Settings
+    pod_security: str = ""
+
+
+NO_GROUND = Ground(Settings())
+"""Nothing is known, and so nothing is forbidden but what is everywhere."""
+
+
+async def look(caches: Caches, body: Json, sight: Sight | None = None, ground: Ground = NO_GROUND) -> RolloutSnapshot:
     """Return the snapshot that the operator would plan on."""
     await asyncio.sleep(0)
-    return Gatherer(caches, Settings(), lambda _key: sight).gather(body, Memory())
+    gatherer = Gatherer(caches, ground.settings, lambda _key: sight)
+    return gatherer.gather(body, Memory(), pod_security=ground.pod_security)
+
+
+async def find_ground(cluster: Cluster, namespace: str, body: Json) -> tuple[Ground, tuple[str, ...]]:
+    """Return what the Rollout's delivery may use, and what of that had to be assumed.
+
+    The settings are looked for where the operator is installed by default; few users may see them there.
+    """
+    is_host = (body["spec"].get("delivery") or {}).get("host") is not None
+    settings, level, assumptions = Settings(), "", []
+    if is_host:
+        found = await _try_to_get(cluster, CONFIG_MAPS, settings.namespace, "outrider-settings")
+        if found is not None:
+            own = {key: value for key, value in (found.get("data") or {}).items() if key in _OF_NODES}
+            settings = read_settings({"OUTRIDER_REGISTRY": "unknown", **own})
+        else:
+            roots = ", ".join(settings.host_roots)
+            assumptions.append(f"the operator installs Daemons below {roots}: its settings cannot be seen from here")
+    if is_host or body["spec"].get("prePull"):
+        found = await _try_to_get(cluster, NAMESPACES, None, namespace)
+        if found is not None:
+            level = (found["metadata"].get("labels") or {}).get(names.LABEL_POD_SECURITY, "")
+        else:
+            assumptions.append(f"namespace {namespace} enforces no Pod Security level: it cannot be seen from here")
+    return Ground(settings, level), tuple(assumptions)
+
+
+async def _try_to_get(cluster: Cluster, resource: Resource, namespace: str | None, name: str) -> Json | None:
+    try:
+        return await cluster.get(resource, namespace, name)
+    except OutriderError as error:
+        if error.reason == "Forbidden":
+            return None
+        raise
 
 
 async def find_adopted(cluster: Cluster, namespace: str, body: Json) -> Sight | None:

@@ -5,6 +5,7 @@ added, a container's image becomes the verified one. `host`: the same init conta
 on the node itself, and a container that watches it.
 """
 
+import copy
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -131,19 +132,37 @@ def deliver_to_host(pod: Json, component: str, version: str, host: HostDelivery,
     ]
     if enters:
         pod["hostPID"] = True
-    period = host.health.period_seconds if host.health is not None else _PROBE_SECONDS
+    environment = _host_environment(component, version, host, root, fetch)
+    installing = {
+        "name": names.INSTALL_CONTAINER,
+        **_program(fetch, "outrider-host", "install"),
+        "env": environment,
+        "volumeMounts": [
+            {"name": names.VOLUME_ARTIFACT, "mountPath": _TARGET_DIR, "readOnly": True},
+            {"name": names.VOLUME_KEYS, "mountPath": _KEYS_DIR, "readOnly": True},
+            {"name": names.VOLUME_HOST, "mountPath": _HOST_DIR},
+        ],
+        "securityContext": _on_node(_INSTALL_CAPABILITIES, enters=enters),
+    }
+    # It lives as long as the pod, and so it may only look. A command that asks the daemon has the same rights here as
+    # right after the installation: else its answer could be another one.
+    asks_by_command = host.health is not None and host.health.command is not None
     watching = {
-        **_host_container(names.HOST_CONTAINER, "watch", component, version, host, root, fetch, enters=enters),
+        "name": names.HOST_CONTAINER,
+        **_program(fetch, "outrider-host", "watch"),
+        "env": copy.deepcopy(environment),
         "readinessProbe": {
             "exec": {"command": ["outrider-host", "check"]},
-            "periodSeconds": period,
+            "periodSeconds": host.health.period_seconds if host.health is not None else _PROBE_SECONDS,
             "timeoutSeconds": _PROBE_SECONDS,
         },
+        "volumeMounts": [{"name": names.VOLUME_HOST, "mountPath": _HOST_DIR, "readOnly": True}],
+        "securityContext": _on_node(_INSTALL_CAPABILITIES if asks_by_command else (), enters=enters),
     }
     pod["containers"] = [watching, *(pod.get("containers") or [])]
     pod["initContainers"] = [
         fetch_container(component, version, fetch, cache=fetch.may_use_node),
-        _host_container(names.INSTALL_CONTAINER, "install", component, version, host, root, fetch, enters=enters),
+        installing,
         *(pod.get("initContainers") or []),
     ]
 
@@ -223,17 +242,7 @@ def fetch_container(component: str, version: str, fetch: FetchSettings, *, cache
     }
 
 
-def _host_container(
-    name: str,
-    command: str,
-    component: str,
-    version: str,
-    host: HostDelivery,
-    root: str,
-    fetch: FetchSettings,
-    *,
-    enters: bool,
-) -> Json:
+def _host_environment(component: str, version: str, host: HostDelivery, root: str, fetch: FetchSettings) -> list[Json]:
     environment = {
         **_trust(component, version, fetch),
         "OUTRIDER_TARGET_DIR": _TARGET_DIR,
@@ -244,25 +253,20 @@ def _host_container(
         "OUTRIDER_HEALTH": _json(host.health.to_api()) if host.health is not None else "",
         "OUTRIDER_KEEP": str(host.keep),
     }
-    security = _security(root=True, capabilities=_INSTALL_CAPABILITIES + (_ENTER_CAPABILITIES if enters else ()))
+    return [
+        *_entries(environment),
+        _field("OUTRIDER_NAMESPACE", "metadata.namespace"),
+        _field("OUTRIDER_POD_UID", "metadata.uid"),
+    ]
+
+
+def _on_node(capabilities: tuple[str, ...], *, enters: bool) -> Json:
+    """Return what a container may that works on the node's own files, and `enters` its namespaces."""
+    security = _security(root=True, capabilities=capabilities + (_ENTER_CAPABILITIES if enters else ()))
     if enters:
         # The default profile forbids what the capabilities are for.
         security["appArmorProfile"] = {"type": "Unconfined"}
-    return {
-        "name": name,
-        **_program(fetch, "outrider-host", command),
-        "env": [
-            *_entries(environment),
-            _field("OUTRIDER_NAMESPACE", "metadata.namespace"),
-            _field("OUTRIDER_POD_UID", "metadata.uid"),
-        ],
-        "volumeMounts": [
-            {"name": names.VOLUME_ARTIFACT, "mountPath": _TARGET_DIR, "readOnly": True},
-            {"name": names.VOLUME_KEYS, "mountPath": _KEYS_DIR, "readOnly": True},
-            {"name": names.VOLUME_HOST, "mountPath": _HOST_DIR},
-        ],
-        "securityContext": security,
-    }
+    return security
 
 
 def _program(fetch: FetchSettings, *command: str) -> Json:
