@@ -11,6 +11,7 @@ from outrider.cli.access import list_all
 from outrider.cli.asking import fetch
 from outrider.core.preview import tell_seconds
 from outrider.core.states import FAILED, RESULTS
+from outrider.core.words import count_nodes
 
 _LOOK_SECONDS = 1.0
 _WIDTH = 24
@@ -100,7 +101,7 @@ def _tell_run(run: Json, status: Json, now: datetime) -> Iterator[str]:
     yield f"  run        {run['id']}, {kind} {run.get('version')}: {run.get('state')}{lasted}, by {by}"
     total = status.get("nodes", 0) or 1
     updated = run.get("updated", 0)
-    yield f"  progress   {_bar(updated, total)} {updated} of {status.get('nodes', 0)} nodes updated"
+    yield f"  progress   {_bar(updated, total)} {updated} of {count_nodes(status.get('nodes', 0))} updated"
     counts = [f"{run.get(field, 0)} {field}" for field in ("healthy", "failed", "pending", "skipped", "outdated")]
     yield f"             {', '.join(counts)}; batch {run.get('batch') or '-'}"
     if run.get("message"):
@@ -127,8 +128,8 @@ def _tell_batches(run: Json, batches: Sequence[Json], now: datetime) -> Iterator
         count = {f: sum(s.get(f, 0) for s in states) for f in ("succeeded", "failed", "skipped")}
         size = sum(len(page["spec"]["nodes"]) for page in found)
         name = f"{number} (canary {spec['step']})" if spec.get("step") else str(number)
-        if spec.get("purpose"):
-            name += f" ({spec['purpose']})"
+        if spec.get("purpose") == "Removal":
+            name += " (agents taken away)"
         ended = [_moment(state.get("finishedAt")) for state in states]
         is_over = bool(ended) and all(ended)
         end = max(moment for moment in ended if moment is not None) if is_over else now
@@ -175,15 +176,16 @@ def _tell_failures(status: Json) -> Iterator[str]:
     failures = status.get("failures") or []
     if failures:
         yield ""
-        yield f"  failed     {status.get('failed') or (status.get('run') or {}).get('failed') or len(failures)} nodes"
+        failed = status.get("failed") or (status.get("run") or {}).get("failed") or len(failures)
+        yield f"  failed     {count_nodes(failed)}"
         for failure in failures:
             yield f"    {failure['node']}  {failure['reason']}: {failure.get('message') or '-'}"
     last = status.get("lastFailure") or {}
     if last and last.get("run") != (status.get("run") or {}).get("id"):
         yield ""
         yield (
-            f"  last failure: run {last['run']} to {last['version']}, {last['failed']} of {last['nodes']} nodes; "
-            f"{last.get('message') or ''}"
+            f"  last failure: run {last['run']} to {last['version']}, "
+            f"{last['failed']} of {count_nodes(last['nodes'])}; {last.get('message') or ''}"
         )
 
 
