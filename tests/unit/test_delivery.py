@@ -349,7 +349,7 @@ def test_the_watcher_is_the_first_container_and_says_whether_the_daemon_works() 
     watcher = pod["containers"][0]
     assert watcher["command"] == ["outrider-host", "watch"]
     assert watcher["readinessProbe"]["exec"] == {"command": ["outrider-host", "check"]}
-    assert watcher["readinessProbe"]["periodSeconds"] == 30
+    assert (watcher["readinessProbe"]["periodSeconds"], watcher["readinessProbe"]["timeoutSeconds"]) == (30, 40)
     assert pod_with(FILES_ONLY)["containers"][0]["readinessProbe"]["periodSeconds"] == 10
 
 

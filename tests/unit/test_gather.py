@@ -238,6 +238,56 @@ async def test_another_rollout_that_cannot_be_read_claims_nothing(caches: Caches
     assert gatherer(caches).gather(rollout("agent", 2), Memory()).members == {"n1"}
 
 
+HOST = {"host": {"path": "/opt/agent"}}
+
+
+@pytest.mark.parametrize(
+    ("reason", "delivery", "of_type", "level"),
+    [
+        pytest.param("DeliveryMismatch", HOST, "Agent", "", id="an Agent as a Daemon"),
+        pytest.param("HostPathForbidden", {"host": {"path": "/etc/agent"}}, "Daemon", "", id="a path outside"),
+        pytest.param("PodSecurityForbids", HOST, "Daemon", "restricted", id="a namespace that forbids it"),
+    ],
+)
+async def test_a_delivery_that_may_not_be_starts_nothing_and_is_told(
+    caches: Caches, reason: str, delivery: Json, of_type: str, level: str
+) -> None:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    found = version("agent-1.1.0", type=of_type)
+    found["status"]["artifacts"] = [
+        {
+            "platform": "linux/amd64",
+            "digest": "sha256:d",
+            "size": 1,
+            "reference": "r",
+            "downloadURL": "u",
+            "specHash": "h",
+            "signature": {"keyFingerprint": "k", "format": "Detached", "verifiedAt": now},
+        }
+    ]
+    caches.versions.put(found)
+    ours = rollout("agent", 1)
+    ours["spec"]["delivery"] = delivery
+    put_node(caches, "n1", None)
+    looking = gatherer(caches)
+    looking.observing_since = NOW
+    made = plan_rollout(looking.gather(ours, Memory(), pod_security=level))
+    assert not [a for a in made.actions if isinstance(a, CreateRevision | actions.Assign | actions.CreateBatch)]
+    assert made.status.run is None
+    stalled = {condition.type: condition for condition in made.status.conditions}["Stalled"]
+    assert (stalled.status, stalled.reason) == ("True", reason)
+    assert [event.reason for event in made.events] == [reason]
+
+
+async def test_a_delivery_that_may_be_starts_a_revision(caches: Caches) -> None:
+    found = version("agent-1.1.0", type="Daemon")
+    caches.versions.put(found)
+    ours = rollout("agent", 1)
+    ours["spec"]["delivery"] = HOST
+    put_node(caches, "n1", None)
+    assert gatherer(caches).gather(ours, Memory(), pod_security="privileged").hindrance is None
+
+
 async def test_a_spec_that_cannot_be_read_is_said_with_its_fields(caches: Caches) -> None:
     ours = rollout("agent", 1)
     ours["spec"]["strategy"] = {"type": "OfALaterVersion"}

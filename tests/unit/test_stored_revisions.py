@@ -38,6 +38,7 @@ def test_whoever_reads_and_writes_a_spec_gets_the_same_revision() -> None:
         ("health", {"timeoutSeconds": 7, "minReadySeconds": 1}),
         ("onFailure", "Pause"),
         ("paused", True),
+        ("prePull", True),
         ("onLeave", "Keep"),
         ("joiners", "Wait"),
         ("deletionPolicy", "Delete"),

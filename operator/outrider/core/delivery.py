@@ -31,7 +31,7 @@ _ENTER_CAPABILITIES: Final = ("SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE")
 """To enter the namespaces of the node's process 1, where what activates and checks a daemon is."""
 
 _PROBE_SECONDS: Final = 10
-"""How often a daemon is asked that says nothing else, and how long one look may take."""
+"""How often a daemon is asked that says nothing else, and what a look may take beside the look itself."""
 
 ADDED_CONTAINERS: Final[Mapping[str, frozenset[str]]] = {
     "volume": frozenset({names.FETCH_CONTAINER}),
@@ -146,15 +146,17 @@ def deliver_to_host(pod: Json, component: str, version: str, host: HostDelivery,
     }
     # It lives as long as the pod, and so it may only look. A command that asks the daemon has the same rights here as
     # right after the installation: else its answer could be another one.
-    asks_by_command = host.health is not None and host.health.command is not None
+    health = host.health
+    asks_by_command = health is not None and health.command is not None
     watching = {
         "name": names.HOST_CONTAINER,
         **_program(fetch, "outrider-host", "watch"),
         "env": copy.deepcopy(environment),
         "readinessProbe": {
             "exec": {"command": ["outrider-host", "check"]},
-            "periodSeconds": host.health.period_seconds if host.health is not None else _PROBE_SECONDS,
-            "timeoutSeconds": _PROBE_SECONDS,
+            "periodSeconds": health.period_seconds if health is not None else _PROBE_SECONDS,
+            # Longer than the look itself, so that it can say what it saw.
+            "timeoutSeconds": (health.timeout_seconds if health is not None else 0) + _PROBE_SECONDS,
         },
         "volumeMounts": [{"name": names.VOLUME_HOST, "mountPath": _HOST_DIR, "readOnly": True}],
         "securityContext": _on_node(_INSTALL_CAPABILITIES if asks_by_command else (), enters=enters),
