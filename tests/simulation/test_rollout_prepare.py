@@ -11,6 +11,7 @@ from outrider.core.plan import DeletePrepare, DropFinalizer, PrepareNodes, Write
 from outrider.core.prepare import MOST
 from outrider.core.preview import preview_rollout
 from outrider.core.rollout import plan_rollout
+from simulation.adopted import AdoptedFleet
 from simulation.fleet import START, Fleet, is_at_rest, make_spec
 from simulation.trial import MINUTES
 
@@ -390,3 +391,24 @@ def test_a_preview_says_that_nodes_are_prepared_first() -> None:
     assert any("prePull" in each for each in preview.assumptions)
     fleet.change(prePull=False)
     assert not any("prePull" in each for each in preview_rollout(fleet.snapshot()).before)
+
+
+def test_nodes_leave_a_daemonset_that_was_taken_over_only_when_they_are_prepared() -> None:
+    spec = make_spec(
+        strategy={"type": "Rolling", "rolling": {"batchSize": 3}}, adoption={"daemonSet": "old-agent"}, prePull=True
+    )
+    fleet = AdoptedFleet(10, spec)
+    left = 0
+    for _ in range(400):
+        plan = fleet.plan()
+        for move in plan.moves:
+            if is_leaving(move.after) and move.before == "legacy":
+                left += 1
+                assert any(pod.ready_since for pod in fleet.nodes[move.node].preparing), f"{move.node} is not prepared"
+        fleet.execute(plan)
+        if is_at_rest(fleet):
+            break
+        fleet.tick()
+    assert left == 10
+    assert fleet.assignments() == {OLD: 10}
+    assert not fleet.prepare_sets
