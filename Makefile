@@ -86,6 +86,7 @@ e2e: tools ## The tests on a real control plane
 .PHONY: bench
 bench: tools ## Speed, writes and memory, each beside its yardstick (some 50 minutes)
 	@$(RUN) tests/bench/ingest.py
+	$(RUN) tests/bench/node.py
 	$(RUN) -m bench.catalogue
 	$(RUN) -m bench.planning
 	$(RUN) -m bench.rollout
