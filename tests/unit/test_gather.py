@@ -23,6 +23,7 @@ from outrider.api.errors import Stalling
 from outrider.api.rollout import Target
 from outrider.core import plan as actions
 from outrider.core.plan import CreateRevision, Plan, RequestVerification
+from outrider.core.preview import preview_rollout
 from outrider.core.revision import hash_target
 from outrider.core.rollout import plan_rollout
 from outrider.core.snapshot import Measurement, Pod, RolloutSnapshot
@@ -271,12 +272,15 @@ async def test_a_delivery_that_may_not_be_starts_nothing_and_is_told(
     put_node(caches, "n1", None)
     looking = gatherer(caches)
     looking.observing_since = NOW
-    made = plan_rollout(looking.gather(ours, Memory(), pod_security=level))
+    seen = looking.gather(ours, Memory(), pod_security=level)
+    made = plan_rollout(seen)
     assert not [a for a in made.actions if isinstance(a, CreateRevision | actions.Assign | actions.CreateBatch)]
     assert made.status.run is None
     stalled = {condition.type: condition for condition in made.status.conditions}["Stalled"]
     assert (stalled.status, stalled.reason) == ("True", reason)
     assert [event.reason for event in made.events] == [reason]
+    told = preview_rollout(seen)
+    assert (told.outcome, told.reason, told.message) == ("Blocked", reason, stalled.message)
 
 
 async def test_a_delivery_that_may_be_starts_a_revision(caches: Caches) -> None:
