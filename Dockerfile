@@ -1,4 +1,4 @@
-# One image for the operator (`outrider`) and for the program in the agents' init containers (`outrider-fetch`).
+# One image for the operator (`outrider`) and for the programs on nodes (`outrider-fetch`, `outrider-host`).
 #
 # A release pins the base by digest: --build-arg BASE=docker.io/library/python:3.13-slim-bookworm@sha256:…
 # Any base will do that has python3 >= 3.11 with its venv module, at the same path in both stages, and ca-certificates.
