@@ -11,7 +11,9 @@ from outrider.api import names
 from outrider.api.errors import OutriderError
 from outrider.core.allowance import Allowance
 from outrider.core.delivery import FetchSettings
+from outrider.core.prepare import build_prepare
 from outrider.core.revision import build_daemonset, build_joiners
+from outrider.core.snapshot import Node
 from simulation.fleet import KEY, make_spec
 
 IMAGE = f"registry.test/agent@sha256:{'c' * 64}"
@@ -123,3 +125,16 @@ async def test_the_daemonsets_of_a_revision_and_of_its_joiners_are_taken_as_they
     for stored in (made, joiners):
         ours = [c for c in stored["spec"]["template"]["spec"]["containers"] if c["name"] == names.HOST_CONTAINER]
         assert len(ours) == (1 if "host" in delivery else 0)
+
+
+@pytest.mark.parametrize("name", DELIVERIES)
+async def test_what_prepares_a_node_passes_where_the_agent_does(
+    kube: Cluster, namespaces: dict[str, str], name: str
+) -> None:
+    delivery, template, passes = DELIVERIES[name]
+    node = Node("n1", "uid", {names.LABEL_HOSTNAME: "n1"}, ready=True)
+    # A Daemon's pod and what prepares for it need the node's cache; what installs is not in there.
+    for level, namespace in namespaces.items():
+        made = build_prepare(daemonset_of(delivery, template, namespace), [node], KEY, {})
+        found = await refusal(kube, namespace, made)
+        assert (not found) is (level in passes), f"{level}: {found}"

@@ -77,6 +77,14 @@ def host(path: str, **fields: Any) -> dict[str, Any]:
         pytest.param(find(IMAGE, artifacts=IMAGES, level="restricted"), id="an image in a restricted namespace"),
         pytest.param(find(HOST, "Daemon", level="privileged"), id="a Daemon in a privileged namespace"),
         pytest.param(find(VOLUME, prePull=True), id="pre-pull where nothing is enforced"),
+        pytest.param(
+            find(IMAGE, artifacts=IMAGES, prePull=True, level="restricted"),
+            id="pre-pull of images, which needs no folder",
+        ),
+        pytest.param(
+            find({"volume": {**VOLUME["volume"], "cache": "None"}}, prePull=True, level="restricted"),
+            id="pre-pull without a cache, which is of images alone",
+        ),
         pytest.param(find(VOLUME, roots=()), id="no Daemons allowed, and none wanted"),
         pytest.param(
             find(IMAGE, artifacts=IMAGES, volumes=[{"name": "outrider-keys", "emptyDir": {}}]),

@@ -36,8 +36,12 @@ class Allowance:
 
 
 def asks_for_node_folders(spec: RolloutSpec) -> bool:
-    """Tell whether a Rollout cannot do without folders of the node."""
-    return spec.delivery.host is not None or spec.pre_pull
+    """Tell whether a Rollout cannot do without folders of the node.
+
+    A volume can: it does without its cache then. But files that are to be on a node beforehand can only be in there.
+    """
+    volume = spec.delivery.volume
+    return spec.delivery.host is not None or (spec.pre_pull and volume is not None and volume.cache == "Node")
 
 
 def find_delivery_hindrance(
@@ -120,9 +124,11 @@ def _find_forbidden_path(spec: RolloutSpec, allowance: Allowance) -> str:
 def _find_forbidden_level(spec: RolloutSpec, namespace: str, allowance: Allowance) -> str:
     if allowance.node_folders or not asks_for_node_folders(spec):
         return ""
-    wish, instead = "spec.prePull", "set spec.prePull to false"
     if spec.delivery.host is not None:
         wish, instead = "spec.delivery.host", "move the Rollout and its versions to a namespace that is"
+    else:
+        wish = "spec.prePull"
+        instead = "set spec.prePull to false, or spec.delivery.volume.cache to None: then images alone are prepared"
     return (
         f"{wish} needs folders of the nodes, and namespace {namespace} enforces the Pod Security level "
         f"{allowance.pod_security}, which forbids them to its pods; label it {LABEL_POD_SECURITY}=privileged, or "
