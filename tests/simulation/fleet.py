@@ -151,6 +151,7 @@ class Fleet:
         self.prepare_problem = ""
         self.observing_since: datetime | None = None
         self.without_agent_since: dict[str, datetime] = {}
+        self.under_way: frozenset[str] = frozenset()
         self.ever_stable: set[str | None] = set()
         self.finalizer = False
         self.deleting = False
@@ -283,6 +284,7 @@ class Fleet:
             requests=tuple(self.requests.values()),
             verify_after=self.now - timedelta(seconds=self.fresh_seconds) if self.fresh_seconds is not None else None,
             without_agent_since=dict(self.without_agent_since),
+            under_way=self.under_way,
             zones=self._zones(),
             preparing={
                 name: tuple(self._seen_preparing(name, pod) for pod in sim.preparing)

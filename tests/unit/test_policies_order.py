@@ -110,6 +110,18 @@ def verdicts_go_on_while_a_deleted_rollout_finishes() -> Check:
     return lambda: "Failed" in states(fleet.plan())
 
 
+def nobody_is_recorded_while_it_is_open_where_a_change_leads() -> Check:
+    fleet = updating(the_second_batch_starts)
+    fleet.under_way = frozenset({new_batches(fleet.plan())[0].spec.nodes[0].name})
+    return lambda: new_batches(fleet.plan()) == []
+
+
+def a_run_does_not_end_while_it_is_open_where_a_change_leads() -> Check:
+    fleet = updating(the_run_is_about_to_complete)
+    fleet.under_way = frozenset({next(iter(fleet.nodes))})
+    return lambda: not the_run_is_about_to_complete(fleet, fleet.plan())
+
+
 def a_deleted_rollout_starts_no_rollback() -> Check:
     fleet = updating(a_rollback_starts, "crash-loop")
     fleet.deleting = True
@@ -451,6 +463,8 @@ ORDER: list[tuple[Policy, Policy, Callable[[], Check]]] = [
     (rollout.move_open_batches, rollout.wait_for_the_batch, a_batch_that_was_stored_is_moved),
     (rollout.wait_for_the_batch, rollout.start_next_batch, a_batch_under_way_is_the_only_one),
     (rollout.wait_for_the_batch, rollout.start_next_rollback_batch, a_batch_of_a_rollback_under_way_is_the_only_one),
+    (rollout.wait_for_answers, rollout.start_next_batch, nobody_is_recorded_while_it_is_open_where_a_change_leads),
+    (rollout.wait_for_answers, rollout.complete, a_run_does_not_end_while_it_is_open_where_a_change_leads),
     (rollout.start_next_batch, rollout.complete, a_run_completes_only_when_nobody_is_left),
     (rollout.start_next_rollback_batch, rollout.complete, a_rollback_completes_only_when_nobody_is_left),
     (rollout.hold, remove_leavers, a_pause_takes_no_agent_away),
