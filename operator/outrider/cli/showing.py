@@ -151,7 +151,8 @@ def _tell_batches(run: Json, batches: Sequence[Json], now: datetime) -> Iterator
     if hidden:
         yield f"  (and {len(hidden)} batches before them)"
     moving = [
-        f"{result['name']} {result['state']}" + (f" ({result['reason']})" if result.get("reason") else "")
+        f"{result['name']} {result['state']}"
+        + (f" ({result['reason']})" if result.get("reason") not in {None, "", result["state"]} else "")
         for found in pages.values()
         for page in found
         for result in (page.get("status") or {}).get("nodes") or []
