@@ -12,7 +12,7 @@ import outrider
 from adapters.realservers import RealRegistry, sha256_of
 from adapters.signing import Signer
 from outrider.adapters.ingest import ArtifactFacts, store_artifact_manifest, store_evidence, store_index
-from outrider.node.verification import ARCHITECTURES
+from outrider.node.processor import ARCHITECTURES
 from outrider.trust.evidence import Evidence
 
 FILE = b"\x7fELF" + random.Random(11).randbytes(2_000_000)  # noqa: S311

@@ -20,9 +20,9 @@ from adapters.nodeside import PLATFORM, Node, publish
 from adapters.realservers import RealHttpServer, RealRegistry, free_port, sha256_of
 from adapters.signing import MakeSigner
 from outrider.node.config import ConfigError
+from outrider.node.files import RECORD
 from outrider.node.host import BACK, FORWARD
 from outrider.node.hostconfig import read_host_config
-from outrider.node.record import RECORD
 
 GOOD, LATER, BROKEN, STUCK, ODD = "1.0.0", "1.1.0", "2.0.0", "2.0.1", "3.0.0"
 """Versions of a daemon: two that work, one that ends at once, one that runs and never works, one that cannot start."""
@@ -580,6 +580,7 @@ def test_a_current_that_is_not_ours_is_left_as_it_is(machine: Machine, kind: str
     assert machine.install(GOOD)[0] == 4
     assert machine.termination.read_text().startswith(f"PathOccupied: {path} was not made by Outrider; move away")
     assert path.lstat().st_ino == before
+    assert list(machine.home.iterdir()) == [path]
     assert machine.activations == []
 
 
@@ -836,15 +837,15 @@ def test_a_unit_is_restarted_asked_and_stopped(machine: Machine, tmp_path: Path)
     inside = f"mount --bind {script} {Path(systemctl).resolve()} && exec {sys.executable} -m outrider.node.hostprogram"
     if subprocess.run([*command, f"mount --bind {script} {script}"], check=False, capture_output=True).returncode != 0:
         pytest.skip("mounting needs root")
-    machine.activate, machine.health = {"systemdUnit": "node-daemon.service"}, {"timeoutSeconds": 3}
+    machine.activate, machine.health = {"systemdUnit": "node-daemon.service"}, {"timeoutSeconds": 1}
     code, log = machine.install(BROKEN, *command, f"{inside} install")
     assert code == 4, log
     told = machine.termination.read_text()
     assert told.startswith(
-        "HealthFailed: not healthy within 3 s: systemctl is-active node-daemon.service ended with exit"
+        "HealthFailed: not healthy within 1 s: systemctl is-active node-daemon.service ended with exit"
     )
     calls = machine.run_dir / "calls"
-    assert calls.read_text().splitlines()[0] == "restart node-daemon.service"
+    assert calls.read_text().splitlines()[:2] == ["reset-failed node-daemon.service", "restart node-daemon.service"]
     assert calls.read_text().splitlines()[-1] == "stop node-daemon.service"
     assert machine.install(GOOD, *command, f"{inside} install")[0] == 0
     machine.works(GOOD)

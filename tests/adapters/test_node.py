@@ -31,7 +31,7 @@ from outrider.adapters.registry import MANIFEST_TYPE
 from outrider.api.errors import Stalling
 from outrider.node.config import ConfigError, read_config
 from outrider.node.fetch import fetch
-from outrider.node.record import RECORD
+from outrider.node.files import RECORD
 from outrider.trust.evidence import Evidence
 from unit.authors import Author, evidence, statement
 

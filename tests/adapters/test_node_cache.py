@@ -21,9 +21,9 @@ from adapters.signing import MakeSigner, Signer
 from outrider.node.cache import KEPT, Cache
 from outrider.node.config import ConfigError, read_config
 from outrider.node.fetch import fetch
+from outrider.node.files import RECORD
 from outrider.node.idle import build_idle
-from outrider.node.record import RECORD
-from outrider.node.verification import ARCHITECTURES
+from outrider.node.processor import ARCHITECTURES
 from outrider.trust.evidence import Evidence
 from unit.authors import Author, evidence, statement
 

@@ -16,7 +16,7 @@ from outrider.node.ending import EXIT_CONFIG, EXIT_LOCAL, EXIT_REFUSED, EXIT_TER
 from outrider.node.files import Folder, LocalError, local
 from outrider.node.idle import build_idle
 from outrider.node.privileges import become
-from outrider.node.verification import ARCHITECTURES
+from outrider.node.processor import ARCHITECTURES
 
 
 def main() -> NoReturn:

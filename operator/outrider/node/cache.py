@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self
 
 from outrider.node.config import Config
-from outrider.node.files import Folder, LocalError, local
-from outrider.node.record import RECORD, Record, read_record
+from outrider.node.files import RECORD, Folder, LocalError, local
+from outrider.node.record import Record, read_record
 
 KEPT: Final = 3
 """Versions of a component: the one that runs, the one before, and the next."""

@@ -15,8 +15,9 @@ from outrider.api.errors import OutriderError, Stalling
 from outrider.node.config import Config
 from outrider.node.elf import HEAD_BYTES
 from outrider.node.files import Content, Folder, finish, local, partial_name, write_all
+from outrider.node.processor import platform_missing
 from outrider.node.record import Record, write_record
-from outrider.node.verification import Log, platform_missing, read_keys, verify
+from outrider.node.verification import Log, read_keys, verify
 from outrider.trust.verify import further_algorithms
 
 _LOOK_SECONDS = 15.0

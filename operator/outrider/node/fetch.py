@@ -29,8 +29,9 @@ from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.node.cache import FILE, Cache, CacheError, cache_errors
 from outrider.node.config import Config, ConfigError
 from outrider.node.files import Content, Folder, finish, local, partial_name, read_content
+from outrider.node.processor import platform_of
 from outrider.node.record import Record, read_record, write_record
-from outrider.node.verification import Log, platform_of, read_keys, verify_again
+from outrider.node.verification import Log, read_keys, verify_again
 from outrider.trust.verify import further_algorithms
 
 DELAYS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)

@@ -20,6 +20,9 @@ from outrider.api.errors import OutriderError
 from outrider.node.elf import HEAD_BYTES
 from outrider.trust.digest import Sha256Stream
 
+RECORD: Final = ".outrider-verified.json"
+"""Beside a verified file: what it is, and what vouched for it (`record.py`)."""
+
 PARTIAL_PREFIX: Final = ".outrider-"
 PARTIAL_SUFFIX: Final = ".part"
 

@@ -32,13 +32,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from outrider.api.errors import Stalling
 from outrider.node.activation import Host, boot_id
-from outrider.node.files import Folder, LocalError, finish, local, read_content
+from outrider.node.files import RECORD, Folder, LocalError, finish, local, read_content
 from outrider.node.hostconfig import HostConfig
-from outrider.node.hosthome import Attempt, Home, Installed, State, is_intact, name_of, open_folder, read_current
-from outrider.node.record import RECORD, Record, read_record, write_record
-from outrider.node.verification import Log, platform_of, read_keys, verify_again
+from outrider.node.hosthome import Attempt, Home, Installed, State, name_of
+from outrider.node.processor import platform_of
+from outrider.node.record import Record, read_record, write_record
+from outrider.node.verification import Log, read_keys, verify_again
 from outrider.trust.verify import further_algorithms
 
 FORWARD: Final = (
@@ -276,36 +276,3 @@ class _Installation:
         if activation is None:
             return "none"
         return json.dumps([activation.command, activation.unit, boot_id()])
-
-
-def check(config: HostConfig, log: Log, *, machine: str) -> str:
-    """Return what is wrong with what this pod has installed, "" if it is current and works."""
-    problem = look_on_disk(config, machine=machine)
-    return problem or Host(config, log).look(config.health.timeout)
-
-
-def look_on_disk(config: HostConfig, *, machine: str, thoroughly: bool = False) -> str:
-    """Return what is wrong with what this pod has installed, as far as the disk tells.
-
-    That the right version is current; `thoroughly`, that its file is what was verified.
-    """
-    try:
-        platform = platform_of(config, machine)
-        with contextlib.ExitStack() as stack:
-            folder = open_folder(config, stack, create=False)
-            current = read_current(folder)
-            sha256 = config.digests.get(platform, "")
-            if sha256 and current != name_of(config.version, sha256):
-                return f"{current or 'nothing'} is current, and not {config.version}"
-            if not thoroughly or not current:
-                return ""
-            with local("read", folder.path):
-                versions = stack.enter_context(folder.folder("versions"))
-                with versions.folder(current) as inner:
-                    record = read_record(inner)
-            if record is None:
-                return f"{current} has lost its record"
-            installed = Installed(current, record.version, sha256 or record.sha256, record.file_name)
-            return "" if is_intact(versions, installed) else f"{current} is not what was verified: its file has changed"
-    except (LocalError, Stalling) as error:
-        return f"{error.reason}: {error.message}"

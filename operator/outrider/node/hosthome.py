@@ -22,9 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from outrider.node.files import Folder, LocalError, is_plain_name, local, read_content
+from outrider.node.files import RECORD, Folder, LocalError, is_plain_name, local, read_content
 from outrider.node.hostconfig import HostConfig
-from outrider.node.record import RECORD
 from outrider.trust.documents import Malformed, canonical_json, parse_object
 
 CURRENT: Final = "current"
@@ -112,6 +111,8 @@ class Home:
         """
         with contextlib.ExitStack() as stack:
             folder = open_folder(config, stack, create=True)
+            # Before anything is made in a folder that may be somebody else's.
+            read_current(folder)
             versions = _enter(folder, _VERSIONS, stack, create=True)
             private = _enter(folder, _PRIVATE, stack, create=True)
             with local("write to", private.path):

@@ -59,7 +59,7 @@ def _install(config: HostConfig) -> int:
 
 def _watch(config: HostConfig) -> int:
     """Wait until the pod ends; say what has changed on the disk. Whether the daemon works is asked by `check`."""
-    from outrider.node.host import look_on_disk
+    from outrider.node.hostcheck import look_on_disk
 
     machine = os.uname().machine
     said: str | None = None
@@ -88,7 +88,7 @@ def _fingerprint(config: HostConfig) -> tuple[tuple[str, int, int, int, int], ..
 
 
 def _check(config: HostConfig) -> int:
-    from outrider.node.host import check
+    from outrider.node.hostcheck import check
 
     problem = check(config, _log, machine=os.uname().machine)
     if problem:

@@ -5,7 +5,7 @@ from typing import Final
 
 from outrider.api.errors import Stalling
 from outrider.node.config import Trust
-from outrider.node.files import Folder, is_plain_name
+from outrider.node.files import RECORD, Folder, is_plain_name
 from outrider.trust.documents import (
     Malformed,
     canonical_json,
@@ -17,9 +17,6 @@ from outrider.trust.documents import (
     parse_object,
 )
 from outrider.trust.evidence import MAX_EVIDENCE_BYTES, MAX_PIECES, Evidence, decode_evidence, encode_evidence
-
-RECORD: Final = ".outrider-verified.json"
-"""Beside a verified file, so that it can be verified again without the registry."""
 
 _MAX_RECORD_BYTES: Final = 2 * MAX_PIECES * MAX_EVIDENCE_BYTES
 """All evidence that is ever loaded, in base64 once more, fits."""

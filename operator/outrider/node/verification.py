@@ -9,7 +9,7 @@ then, and a node whose clock is wrong decides like any other.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from outrider.api.errors import Stalling
@@ -21,42 +21,10 @@ from outrider.trust.evidence import Evidence
 from outrider.trust.keys import KEY_SUFFIX, TrustedKey, parse_public_key
 from outrider.trust.verify import Verification, verify_artifact
 
-ARCHITECTURES: Final = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv6l": "arm",
-    "armv7l": "arm",
-    "armv8l": "arm",
-    "ppc64le": "ppc64le",
-    "s390x": "s390x",
-    "riscv64": "riscv64",
-}
-"""What the kernel calls a processor, and what Go, OCI and the node label `kubernetes.io/arch` call it."""
-
 Log = Callable[[str], None]
 
 _OF_THE_KEY: Final = ("NoTrustedKey", "SignatureUntrusted")
 """Refusals that say nothing about the file, but that whoever signed it is not trusted (any more)."""
-
-
-def platform_of(trust: Trust, machine: str) -> str:
-    """Return this node's platform. Raises Stalling(PlatformUnknown, PlatformMissing)."""
-    architecture = ARCHITECTURES.get(machine)
-    if architecture is None:
-        raise Stalling("PlatformUnknown", f"this node's processor ({machine}) is none that a version can be made for")
-    platform = f"linux/{architecture}"
-    if trust.digests and platform not in trust.digests:
-        raise platform_missing(trust, platform, trust.digests)
-    return platform
-
-
-def platform_missing(trust: Trust, platform: str, others: Iterable[str]) -> Stalling:
-    """Return what to raise where a version has nothing for a platform, only for `others`."""
-    return Stalling(
-        "PlatformMissing",
-        f"{trust.component} {trust.version} has no artifact for {platform}, only for {', '.join(sorted(others))}; "
-        "publish a version that has one, or take this node out of the rollout's target",
-    )
 
 
 def read_keys(trust: Trust, log: Log) -> list[TrustedKey]:
