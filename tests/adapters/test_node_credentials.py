@@ -79,6 +79,8 @@ def test_it_waits_until_the_secret_is_right(node: Node, secret: Path, guarded: R
             (secret / ".dockerconfigjson").write_text("secret-garbage")
         case "wrong password":
             (secret / ".dockerconfigjson").write_text(docker_config(guarded.host, "secret-wrong"))
+        case _:
+            assert at_first == "nothing"
     log: list[str] = []
 
     def sleep(seconds: float) -> None:
