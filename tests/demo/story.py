@@ -24,7 +24,7 @@ from localcluster.cluster import allowed_real_nodes
 from localcluster.processes import spawn
 
 OPERATOR_NAMESPACE = "outrider-system"
-_CHAPTERS = 10
+_CHAPTERS = 11
 _REAL_ONES = "node.outrider.test/kind=real"
 _REAL_NODES = 2
 _CANARIES, _BATCH = 2, 5
@@ -108,6 +108,7 @@ class Story:
         self._tampered_version()
         self._tested_versions()
         self._another_key()
+        self._daemon()
         claim = "the agent that runs is the one that was published"
         if self.real_node is None:
             self.outcome.cannot_show(claim, "there is no real node to ask")
