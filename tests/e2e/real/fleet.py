@@ -349,7 +349,7 @@ def wait_for_log(
         try:
             for line in process.stdout or ():
                 seen += line
-                if missing and missing[0] in line:
+                while missing and missing[0] in line:
                     missing.pop(0)
                 if not missing:
                     return seen
