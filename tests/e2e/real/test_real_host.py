@@ -63,7 +63,7 @@ def test_a_bad_daemon_goes_back_on_its_node_while_no_operator_is_there(
     # Nobody is there but the node itself.
     story.voices.wait_until(first, "node-agent 1.0.0")
     assert story.current(first) == good
-    wait_for_log(story, first, "HealthFailed", "going back", "1.0.0", container=INSTALL, version="1.1.0")
+    wait_for_log(story, first, "the node is back on 1.0.0, which works", container=INSTALL, version="1.1.0")
 
     story.operator.start()
     then.the_rollout_is("RolledBack")
