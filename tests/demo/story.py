@@ -27,6 +27,7 @@ OPERATOR_NAMESPACE = "outrider-system"
 _CHAPTERS = 11
 _REAL_ONES = "node.outrider.test/kind=real"
 _REAL_NODES = 2
+_NEW_KEY = "signing-key-2.pem"
 _CANARIES, _BATCH = 2, 5
 _ALL_AT_ONCE = "type: Full"
 _CAREFUL = f"""\
@@ -515,7 +516,7 @@ class Story:
             "The signing key has to be replaced. The new one is trusted beside the old one, what is in use is signed "
             "again, and then the old one is removed. What nodes have pinned stays the same."
         )
-        new, public = "signing-key-2.pem", "signing-key-2.pub"
+        new, public = _NEW_KEY, _NEW_KEY.replace(".pem", ".pub")
         self.workshop.make_key(new, public)
         self._show(f"kubectl -n {OPERATOR_NAMESPACE} create secret generic agent-team-2 --from-file={public}")
         self._show(f"kubectl -n {OPERATOR_NAMESPACE} label secret agent-team-2 outrider.dev/trust-key=true")
@@ -568,7 +569,7 @@ class Story:
         for node in self._real:
             self.cluster.real_node(node).add_service(DAEMON, program)
         self._watched = Fleet(self.cluster.client(), self._terminal, DAEMON, len(self._real))
-        self._prepare("2.0.0")
+        self._prepare("2.0.0", _NEW_KEY)
         self._publish("2.0.0")
         rollout = self.workshop.write("rollout-daemon.yaml", "rollout-daemon.yaml", VERSION="2.0.0")
         self._terminal.line()
@@ -579,7 +580,7 @@ class Story:
         self._ask_daemons("2.0.0")
 
         self._terminal.say("2.1.0 is signed and published. It crashes at its start:")
-        self._prepare("2.1.0")
+        self._prepare("2.1.0", _NEW_KEY)
         self._publish("2.1.0")
         generation = self._set_version("2.1.0")
         started = time.monotonic()
@@ -680,9 +681,9 @@ class Story:
         with Waiting(self._terminal, f"compiling the agent {version}"):
             self.workshop.await_build(version)
 
-    def _prepare(self, version: str) -> None:
+    def _prepare(self, version: str, key: str = KEY) -> None:
         self._build(version)
-        self.workshop.sign(version)
+        self.workshop.sign(version, key)
         self.workshop.write_version(version)
 
     def _publish(self, version: str, *, watch: bool = False) -> None:
