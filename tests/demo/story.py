@@ -38,7 +38,7 @@ _CAREFUL_ON_REAL_NODES = f"""\
 type: Canary
     canary:
       nodeSelector: {{matchLabels: {{{_REAL_ONES.replace("=", ": ")}}}}}
-      steps: [{{nodes: 1, soakSeconds: 3}}, {{nodes: 1, soakSeconds: 3}}]
+      steps: [{{nodes: 1, soakSeconds: 2}}, {{nodes: 1, soakSeconds: 6}}]
     rolling: {{batchSize: {_BATCH}}}"""
 BUILDS = [
     Build("1.0.0", "the first one"),
@@ -279,7 +279,7 @@ class Story:
     def _second_version(self) -> None:
         self._begin("1.1.0: a canary, then batches")
         first = (
-            "one real node first, watched for 3 s, then the other"
+            "one real node first, watched for 2 s, then the other, watched for 6 s"
             if self._carefully == _CAREFUL_ON_REAL_NODES
             else f"{_CANARIES} nodes first, watched for 6 s"
         )
