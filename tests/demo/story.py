@@ -24,7 +24,7 @@ from localcluster.cluster import allowed_real_nodes
 from localcluster.processes import spawn
 
 OPERATOR_NAMESPACE = "outrider-system"
-_CHAPTERS = 11
+_CHAPTERS = 10
 _REAL_ONES = "node.outrider.test/kind=real"
 _REAL_NODES = 2
 _NEW_KEY = "signing-key-2.pem"
@@ -109,7 +109,6 @@ class Story:
         self._tampered_version()
         self._tested_versions()
         self._another_key()
-        self._daemon()
         claim = "the agent that runs is the one that was published"
         if self.real_node is None:
             self.outcome.cannot_show(claim, "there is no real node to ask")

@@ -10,6 +10,7 @@ from adapters.signing import Signer
 from e2e.files import P256
 from e2e.real.fleet import CRASHING, RealStory, Then, agent, agent_pod
 from e2e.story import Given, When, rolling
+from e2e.watching import Object
 from localcluster import images
 from localcluster.addresses import LOOPBACK
 from localcluster.middleman import Middleman
@@ -56,7 +57,7 @@ def publish(story: RealStory, tools: Tools, key: Signer, version: str, manner: s
     return digest
 
 
-def image_agent() -> dict[str, object]:
+def image_agent() -> Object:
     """Return the Rollout's part: the agent's pod, in which the version's image takes the place of nothing."""
     pod = agent_pod()
     [container] = pod["spec"]["containers"]
