@@ -154,8 +154,29 @@ def test_is_allowed(found: Hindrance | None) -> None:
         pytest.param(
             find(VOLUME, initContainers=[{"name": "outrider-fetch", "image": "x"}]),
             "TemplateInvalid",
-            ["spec.template has a container called outrider-fetch, and delivery.volume adds one of that name"],
+            ["spec.template has a container called outrider-fetch, and Outrider's own have that name"],
             id="an init container called as ours",
+        ),
+        pytest.param(
+            find(IMAGE, artifacts=IMAGES, initContainers=[{"name": "outrider-install", "image": "x"}]),
+            "TemplateInvalid",
+            ["spec.template has a container called outrider-install"],
+            id="an init container called as one that another delivery has",
+        ),
+        pytest.param(
+            find(
+                VOLUME,
+                containers=[
+                    {
+                        "name": "agent",
+                        "image": "x",
+                        "volumeMounts": [{"name": "outrider-cache", "mountPath": "/everybodys"}],
+                    }
+                ],
+            ),
+            "TemplateInvalid",
+            ["a container of spec.template mounts outrider-cache, which is Outrider's own"],
+            id="a container that mounts what is ours",
         ),
         pytest.param(
             find(HOST, "Daemon", containers=[{"name": "outrider-host", "image": "x"}]),

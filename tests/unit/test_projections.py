@@ -194,6 +194,13 @@ def test_what_a_program_of_ours_says_on_a_node_is_its_reason(
     assert (refusal.reason, refusal.message, refusal.final or refusal.gone_back) == (reason, words, final)
 
 
+@pytest.mark.parametrize("message", ["A" + "a" * 1000, "Aa" * 500, "outrider-" * 100, "A" + "a1" * 500 + ":"])
+def test_no_message_decides_how_long_it_takes_to_look_at_it(message: str) -> None:
+    refusal = pod([], [ends_with(names.FETCH_CONTAINER, 3, message)]).pod.refusal
+    assert refusal is not None
+    assert refusal.reason == "ArtifactRefused"
+
+
 def test_a_message_without_end_is_cut() -> None:
     refusal = pod([], [ends_with(names.FETCH_CONTAINER, 3, "BlobCorrupted: " + "x" * 9000)]).pod.refusal
     assert refusal is not None

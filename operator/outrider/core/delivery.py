@@ -38,7 +38,10 @@ ADDED_CONTAINERS: Final[Mapping[str, frozenset[str]]] = {
     "image": frozenset(),
     "host": frozenset({names.FETCH_CONTAINER, names.INSTALL_CONTAINER, names.HOST_CONTAINER}),
 }
-"""The containers that each delivery adds: a template may have none of these names."""
+"""The containers that each delivery adds."""
+
+_OUR_CONTAINERS: Final = frozenset().union(*ADDED_CONTAINERS.values())
+"""What they say is believed of a node, so that no other may have these names, whatever the delivery."""
 
 _OF_FETCHING: Final = {names.VOLUME_ARTIFACT, names.VOLUME_KEYS, names.VOLUME_CACHE, names.VOLUME_REGISTRY}
 ADDED_VOLUMES: Final[Mapping[str, frozenset[str]]] = {
@@ -189,16 +192,25 @@ def find_host_root(path: str, roots: Collection[str]) -> str | None:
 def find_collision(spec: RolloutSpec) -> str:
     """Return what is wrong when a template has a name that its delivery adds, "" if nothing is."""
     pod, kind = spec.template.get("spec") or {}, spec.delivery.kind
-    for what, lists, added in (
-        ("container", ("initContainers", "containers"), ADDED_CONTAINERS[kind]),
-        ("volume", ("volumes",), ADDED_VOLUMES[kind]),
-    ):
-        found = {entry.get("name") for each in lists for entry in pod.get(each) or []}
-        if taken := sorted(found & added):
-            return (
-                f"spec.template has a {what} called {taken[0]}, and delivery.{kind} adds one of that name; call yours "
-                "something else"
-            )
+    containers = [entry for each in ("initContainers", "containers") for entry in pod.get(each) or []]
+    if taken := sorted({str(entry.get("name")) for entry in containers} & _OUR_CONTAINERS):
+        return (
+            f"spec.template has a container called {taken[0]}, and Outrider's own have that name; call yours something "
+            "else"
+        )
+    volumes = {str(entry.get("name")) for entry in pod.get("volumes") or []}
+    if taken := sorted(volumes & ADDED_VOLUMES[kind]):
+        return (
+            f"spec.template has a volume called {taken[0]}, and delivery.{kind} adds one of that name; call yours "
+            "something else"
+        )
+    # What is added is no volume of the template's: the cache is every namespace's, and the host's folder is the host's.
+    mounted = {str(mount.get("name")) for entry in containers for mount in entry.get("volumeMounts") or []}
+    if taken := sorted(mounted & ADDED_VOLUMES[kind]):
+        return (
+            f"a container of spec.template mounts {taken[0]}, which is Outrider's own; who shall see the artifact is "
+            "named in delivery.volume.containers"
+        )
     return ""
 
 

@@ -19,7 +19,12 @@ EXIT_LOCAL: Final = 4
 _MAX_REASON = 64
 """As in `NodeResult`."""
 _MAX_MESSAGE = 1024
-_LINE = re.compile(r"(?:outrider-[a-z]+: )?(?P<reason>[A-Z][a-z]+(?:[A-Z]*[a-z0-9]+)*): (?P<message>.*\S)")
+# One quantifier for the word: a message from a node must not decide how long it takes to look at it.
+_LINE = re.compile(
+    r"(?:outrider-[a-z]{1,16}: )?(?P<reason>[A-Z][a-z][A-Za-z0-9]{0,62}(?<=[a-z0-9])): (?P<message>.*\S)"
+)
+_PUTS_BACK: Final = frozenset({"ActivationFailed", "HealthFailed"})
+"""The reasons with which an installation has put back what ran before: all others come before anything is changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ def read_refusal(container: str, exit_code: object, message: object) -> Refusal 
     if exit_code not in {EXIT_CONFIG, EXIT_REFUSED, EXIT_LOCAL}:
         return None
     final = exit_code == EXIT_REFUSED
-    gone_back = exit_code == EXIT_LOCAL and container == INSTALL_CONTAINER
+    installs = exit_code == EXIT_LOCAL and container == INSTALL_CONTAINER
     text = message if isinstance(message, str) else ""
     # Without a message of its own the kubelet takes the end of the log, of which the last line says why.
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -50,10 +55,9 @@ def read_refusal(container: str, exit_code: object, message: object) -> Refusal 
     printable = "".join(one for one in said if one.isprintable())[:_MAX_MESSAGE]
     match = _LINE.fullmatch(printable)
     if match is not None and len(match["reason"]) <= _MAX_REASON:
-        return Refusal(match["reason"], match["message"], final, gone_back)
+        return Refusal(match["reason"], match["message"], final, installs and match["reason"] in _PUTS_BACK)
     return Refusal(
         "ArtifactRefused",
         printable or f"{container} ended with exit code {exit_code} and said nothing",
         final,
-        gone_back,
     )

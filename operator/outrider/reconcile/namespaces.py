@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 
 from outrider.adapters.kube import NAMESPACES, Cluster
-from outrider.api.errors import OutriderError
+from outrider.api.errors import OutriderError, Transient
 from outrider.api.names import LABEL_POD_SECURITY
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,14 @@ class Namespaces:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._known: dict[str, tuple[float, NamespaceFacts]] = {}
+
+    async def look_closely(self, namespace: str) -> NamespaceFacts:
+        """Return what a namespace is like now, for what cannot be changed later. Raises Transient(NamespaceUnknown)."""
+        self._known.pop(namespace, None)
+        facts = await self.look(namespace, seconds=0)
+        if namespace not in self._known and not facts.terminating:
+            raise Transient("NamespaceUnknown", f"what namespace {namespace} enforces cannot be read at the moment")
+        return facts
 
     async def look(self, namespace: str, *, seconds: float = NAMESPACE_SECONDS) -> NamespaceFacts:
         """Return what a namespace is like, no older than so many seconds.

@@ -278,7 +278,7 @@ class RolloutReconciler:
         if version is None or version.status.reference is None:
             raise Transient("VersionNotPublished", f"{seen.spec.component} {seen.spec.version} is no longer published")
         await self._trust.hand_out(seen.namespace, seen.spec.component)
-        around = await self._namespaces.look(seen.namespace)
+        around = await self._namespaces.look_closely(seen.namespace)
         fetch = fetch_settings(
             self._settings,
             version.status.reference,
@@ -514,6 +514,7 @@ class RolloutReconciler:
             waits.append(_PREPARE_SECONDS)
         if seen.hindrance is not None and seen.hindrance.reason == "PodSecurityForbids":
             waits.append(NAMESPACE_SECONDS)
+        memory.refused = {node: at for node, at in memory.refused.items() if moment - at < _REFUSED_SECONDS}
         if memory.refused or self._adoptions.has_problem(f"{seen.namespace}/{seen.name}"):
             waits.append(_REFUSED_SECONDS)
         return min(waits, default=None)
