@@ -24,7 +24,7 @@ from localcluster.cluster import allowed_real_nodes
 from localcluster.processes import spawn
 
 OPERATOR_NAMESPACE = "outrider-system"
-_CHAPTERS = 10
+_CHAPTERS = 11
 _REAL_ONES = "node.outrider.test/kind=real"
 _REAL_NODES = 2
 _NEW_KEY = "signing-key-2.pem"
@@ -109,6 +109,7 @@ class Story:
         self._tampered_version()
         self._tested_versions()
         self._another_key()
+        self._daemon()
         claim = "the agent that runs is the one that was published"
         if self.real_node is None:
             self.outcome.cannot_show(claim, "there is no real node to ask")
@@ -575,6 +576,9 @@ class Story:
         self._terminal.excerpt(_from(self.workshop.directory / rollout, "  delivery:"))
         self._show(f"kubectl apply -f {rollout}")
         self._complete("2.0.0")
+        pod = self._fleet.agent_on(str(self.real_node))
+        assert pod is not None
+        self._show(f"kubectl -n {NAMESPACE} logs {pod['metadata']['name']} -c outrider-install")
         self._look_at("ls -l --time-style=+ /opt/node-daemon /opt/node-daemon/versions")
         self._ask_daemons("2.0.0")
 
