@@ -32,7 +32,7 @@ begin() {
   [ -x "$program" ] || { told="1 $program is no program"; return; }
   "$program" >>log 2>&1 </dev/null &
   child=$!
-  told="0 started as $child"
+  told=0
 }
 trap 'halt 2>/dev/null; exit 0' TERM
 exec 3<>requests
@@ -40,8 +40,9 @@ exec 3<>requests
 while :; do
   read -r verb answer <&3 || continue
   case $verb in
-    start) if lives; then told="0 runs"; else begin; fi ;;
-    stop) halt 2>/dev/null; told="0 stopped" ;;
+    start) if lives; then told=0; else begin; fi ;;
+    stop) halt 2>/dev/null; told=0 ;;
+    reset-failed) told=0 ;;
     restart) halt 2>/dev/null; begin ;;
     show-pid) if lives; then told="0 $child"; else told="3 none"; fi ;;
     is-active) if lives; then told="0 active"; else told="3 inactive"; fi ;;
@@ -53,7 +54,7 @@ done
 """Outlives whoever asks it, as a real service manager does: what it starts is in no pod's control group."""
 
 _CLIENT = rf"""#!/bin/sh
-# Stands in for systemd's: start, stop, restart, is-active of one unit.
+# Stands in for systemd's: start, stop, restart, reset-failed, is-active of one unit.
 verb= unit=
 for word; do
   case $word in
@@ -71,7 +72,7 @@ mkfifo "$answer"
 echo "$verb $answer" >"$folder/requests"
 read -r code text <"$answer"
 rm -f "$answer"
-echo "$text"
+[ -z "$text" ] || echo "$text"
 exit "$code"
 """
 
