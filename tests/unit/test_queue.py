@@ -60,13 +60,17 @@ class Passes:
 
 
 def play(
-    story: Callable[[WorkQueue, Passes], Awaitable[None]], *, seconds: float = 0.0, **outcomes: list[Outcome]
+    story: Callable[[WorkQueue, Passes], Awaitable[None]],
+    *,
+    seconds: float = 0.0,
+    first_seconds: float | None = None,
+    **outcomes: list[Outcome],
 ) -> Passes:
     """Run a story beside a queue whose passes take `seconds` and end as planned for each key."""
 
     async def main() -> Passes:
         passes = Passes(outcomes, seconds)
-        queue = WorkQueue("Test", passes, RETRY, settle_seconds=SETTLE)
+        queue = WorkQueue("Test", passes, RETRY, settle_seconds=SETTLE, first_seconds=first_seconds)
         runner = asyncio.create_task(queue.run())
         await story(queue, passes)
         assert not runner.done(), "the queue goes on, whatever passes end with"
@@ -100,6 +104,19 @@ def test_a_key_is_worked_once_after_its_burst_has_settled() -> None:
         await asyncio.sleep(60)
 
     assert play(story).began == [(0.05, "a")]
+
+
+def test_the_first_event_after_a_rest_is_looked_at_almost_at_once_and_what_follows_gathers() -> None:
+    async def story(queue: WorkQueue, _: Passes) -> None:
+        queue.add("a")
+        await asyncio.sleep(0.02)
+        for _event in range(10):
+            queue.add("a")
+        await asyncio.sleep(60)
+        queue.add("a")
+        await asyncio.sleep(60)
+
+    assert play(story, first_seconds=0.01).of("a") == [0.01, 0.07, 60.03]
 
 
 def test_a_steady_stream_of_events_cannot_put_a_pass_off() -> None:

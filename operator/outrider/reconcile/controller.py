@@ -52,8 +52,10 @@ _RESYNC_SECONDS = 300.0
 
 
 _ROLLOUT_RETRY_SECONDS = 15.0
-_ROLLOUT_SETTLE_SECONDS = 0.04
+_ROLLOUT_SETTLE_SECONDS = 0.05
 """Each node of a window waits twice for a pass: this is what its move takes longer than the moves of its pods."""
+_ROLLOUT_FIRST_SECONDS = 0.005
+"""Where one node moves at a time nothing else comes to be gathered, and every moment is one without an agent."""
 _USAGE_SECONDS = 10.0
 
 
@@ -104,7 +106,11 @@ class Controller:
         # A fleet in the middle of a move is never left alone for minutes, whatever failed.
         hasty = replace(settings.retry, maximum=min(settings.retry.maximum, _ROLLOUT_RETRY_SECONDS))
         self._rollout_queue = WorkQueue(
-            "Rollout", self._timed("Rollout", self._one_rollout), hasty, settle_seconds=_ROLLOUT_SETTLE_SECONDS
+            "Rollout",
+            self._timed("Rollout", self._one_rollout),
+            hasty,
+            settle_seconds=_ROLLOUT_SETTLE_SECONDS,
+            first_seconds=_ROLLOUT_FIRST_SECONDS,
         )
         self._version_reconciler = VersionReconciler(
             cluster,

@@ -21,6 +21,7 @@ class _State:
     dirty: bool = False
     failures: int = 0
     due: float | None = None
+    ended: float = float("-inf")
     serial: int = field(default=0)
     forgotten: bool = False
 
@@ -29,14 +30,25 @@ class WorkQueue:
     """Runs `work` for keys that were added, never twice at a time for one key.
 
     A key added while its pass runs gets another pass. `settle_seconds` is how long a burst of events may gather before
-    a pass: shorter than a person notices, long enough that a hundred pods make a handful of passes.
+    a pass: shorter than a person notices, long enough that a hundred pods make a handful of passes. The first event
+    after a rest of that length waits only for `first_seconds` (default: as long): who moves one node at a time does not
+    wait for others.
     """
 
-    def __init__(self, name: str, work: Work, retry: Retry, *, settle_seconds: float = 0.05) -> None:
+    def __init__(
+        self,
+        name: str,
+        work: Work,
+        retry: Retry,
+        *,
+        settle_seconds: float = 0.05,
+        first_seconds: float | None = None,
+    ) -> None:
         self._name = name
         self._work = work
         self._retry = retry
         self._settle = settle_seconds
+        self._first = settle_seconds if first_seconds is None else first_seconds
         self._states: dict[str, _State] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._serial = 0
@@ -52,7 +64,10 @@ class WorkQueue:
             return
         if state.failures and after is None:
             return  # it backs off: whatever the event says is still there when it is tried again
-        self._schedule(key, state, self._settle if after is None else after)
+        if after is None:
+            rested = asyncio.get_running_loop().time() - state.ended >= self._settle
+            after = self._first if rested else self._settle
+        self._schedule(key, state, after)
 
     def retry_now(self, key: str) -> None:
         """Ask for a pass even though the key backs off: a person has changed something."""
@@ -127,6 +142,7 @@ class WorkQueue:
             logger.exception("%s %s: unexpected error, retrying in %.0f s", self._name, key, again)
         finally:
             state.running = False
+            state.ended = asyncio.get_running_loop().time()
         if state.dirty and not state.failures:
             again = self._settle if again is None else min(again, self._settle)
         state.dirty = False
