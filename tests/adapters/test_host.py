@@ -81,9 +81,11 @@ left = int(sys.argv[1])
 CALLS = ("open", "os.rename", "os.mkdir", "os.symlink", "os.remove", "os.rmdir", "os.chmod", "os.listdir",
          "subprocess.Popen", "fcntl.flock")
 
+me = os.getpid()
+
 def hook(event, arguments):
     global left
-    if event in CALLS:
+    if event in CALLS and os.getpid() == me:
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -531,6 +533,90 @@ def test_killed_at_every_call_it_ends_in_a_working_daemon(running: Machine) -> N
     assert list((running.home / ".outrider/incoming").iterdir()) == []
 
 
+SLOW_ACTIVATE = """\
+#!/bin/sh
+# Ends the daemon, but only after a while, and in a process of its own: as a script does that calls others.
+echo "$OUTRIDER_VERSION" >> {run}/activations
+/bin/sh -c 'touch {run}/begun; sleep 2; kill "$(cat {run}/pid)"; touch {run}/late; echo'
+exec {folder}/activate {run} {home}
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("what", ["activation", "health"])
+def test_a_command_does_not_outlive_its_installer(
+    running: Machine, tmp_path: Path, how: signal.Signals, what: str
+) -> None:
+    """The next pod's daemon would be ended by what the one before has not finished."""
+    slow = tmp_path / "slow"
+    slow.write_text(SLOW_ACTIVATE.format(run=running.run_dir, home=running.home, folder=tmp_path))
+    slow.chmod(0o755)
+    activate, health = running.activate, running.health
+    command = {"command": [str(slow)]}
+    if what == "activation":
+        running.activate, running.health = command, {"timeoutSeconds": 30}
+    else:
+        running.health = {"timeoutSeconds": 30, **command}
+    process = running.start(LATER, pod="that is ended")
+    try:
+        wait_for((running.run_dir / "begun").exists)
+        process.send_signal(how)
+        process.wait(10)
+    finally:
+        end(process)
+    running.activate, running.health = activate, health
+    code, log = running.install(GOOD, pod="the way back")
+    assert code == 0, log
+    assert ("what is left of that" in log) == (how == signal.SIGKILL)
+    running.works(GOOD)
+    time.sleep(2.5)  # nothing tells that something does not happen
+    assert not (running.run_dir / "late").exists()
+    running.works(GOOD)
+
+
+def test_a_daemon_that_a_finished_command_has_started_outlives_its_installer(machine: Machine, tmp_path: Path) -> None:
+    """Even one that has stayed in the command's process group: it was seen to end."""
+    assert machine.activate is not None
+    daemon = tmp_path / "daemon"
+    machine.activate = {"command": ["/bin/sh", "-c", f"sleep 600 > /dev/null 2>&1 & echo $! > {daemon}"]}
+    machine.health = {"timeoutSeconds": 60, "command": ["/bin/sh", "-c", f"touch {tmp_path}/asked; sleep 60"]}
+    process = machine.start(GOOD, pod="that is killed")
+    try:
+        wait_for((tmp_path / "asked").exists)
+        process.kill()
+        process.wait()
+        machine.activate, machine.health = {"command": ["/bin/true"]}, None
+        code, log = machine.install(GOOD)
+        assert code == 0, log
+        assert "is killed" in log  # the sleep of the check
+        os.kill(int(daemon.read_text()), 0)
+    finally:
+        end(process)
+        if daemon.exists():
+            os.kill(int(daemon.read_text()), signal.SIGKILL)
+
+
+def test_a_group_whose_number_was_given_to_somebody_else_is_left_alone(running: Machine) -> None:
+    innocent = subprocess.Popen(["/bin/sleep", "60"], start_new_session=True, env={"OUTRIDER_PATH": str(running.home)})
+    stranger = subprocess.Popen(["/bin/sleep", "60"], start_new_session=True)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    note = running.home / ".outrider/running"
+    try:
+        for process, started in ((innocent, "1"), (stranger, stat_field(stranger.pid)), (innocent, "no json")):
+            text = json.dumps({"group": process.pid, "started": started, "boot": boot})
+            note.write_text(text if started != "no json" else "{")
+            assert running.install(GOOD)[0] == 0
+            assert process.poll() is None
+            assert not note.exists()
+        note.write_text(json.dumps({"group": innocent.pid, "started": stat_field(innocent.pid), "boot": boot}))
+        assert running.install(GOOD)[0] == 0
+        assert innocent.wait(5) == -signal.SIGKILL
+    finally:
+        for process in (innocent, stranger):
+            process.kill()
+            process.wait()
+
+
 def test_two_pods_install_one_after_the_other(machine: Machine) -> None:
     versions = (GOOD, LATER) * 3
     processes = [machine.start(version, pod=f"{version}-{number}") for number, version in enumerate(versions)]
@@ -899,6 +985,11 @@ def test_it_loads_nothing_that_speaks_to_registries() -> None:
     program = "import sys, outrider.node.hostprogram, outrider.node.host; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
     assert not set(result.stdout.split()) & {"kopf", "kubernetes", "aiohttp", "pydantic", "requests", "oras", "urllib3"}
+
+
+def stat_field(process: int) -> str:
+    """When it was started."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def wait_for(what: Callable[[], bool]) -> None:

@@ -4,8 +4,8 @@
 SYS_PTRACE to be shown them. Those that are ours already, as all are outside of a container, need not be joined.
 
 *Invariants.* Only what was declared is run: a list of words, read by no shell, with an environment that holds nothing
-but what a command needs. Each command has an end: after its time it is killed with all that it started in its session.
-No output is kept but its last line.
+but what a command needs. Each command has an end: after its time it is killed with all that it started in its session,
+and it does not outlive who waits for it (`hostgroup.py`). No output is kept but its last line.
 """
 
 import contextlib
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from outrider.node.config import Trust
-from outrider.node.files import LocalError
+from outrider.node.files import Folder, LocalError
 from outrider.node.hostconfig import HostConfig
+from outrider.node.hostgroup import forget, prepare_child
 
 _NAMESPACES: Final = ("cgroup", "ipc", "uts", "net", "mnt")
 """Which of the node's are joined; its PIDs are seen with `hostPID` already. The root folder follows from the last."""
@@ -41,11 +42,15 @@ Log = Callable[[str], None]
 
 
 class Host:
-    """The node, to run something on."""
+    """The node, to run something on.
 
-    def __init__(self, config: HostConfig, log: Log) -> None:
+    `private` is where the command that runs is noted for who comes next; None: nothing is changed, but only looked at.
+    """
+
+    def __init__(self, config: HostConfig, log: Log, private: Folder | None = None) -> None:
         self._config = config
         self._log = log
+        self._private = private
         self._environment = _environment(config, config.path_on_node)
 
     def activate(self) -> None:
@@ -135,7 +140,14 @@ class Host:
         with contextlib.ExitStack() as stack:
             try:
                 descriptors = _foreign_namespaces(self._config.namespaces, _NAMESPACES, stack)
+                begin = prepare_child(self._private)
                 join = _prepare_join(descriptors)
+
+                def enter() -> None:
+                    begin()
+                    if join is not None:
+                        join()
+
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -144,13 +156,15 @@ class Host:
                     env=self._environment,
                     cwd="/",
                     start_new_session=True,
-                    preexec_fn=join,  # noqa: PLW1509 - this program has one thread
+                    preexec_fn=enter,  # noqa: PLW1509 - this program has one thread
                 )
             except OSError as error:
                 return f"cannot be run on the node: {(error.strerror or 'unknown error').lower()}"
             except subprocess.SubprocessError:
                 return "cannot be run on the node: its namespaces cannot be entered"
         ended, tail = _follow(process, seconds, self._log)
+        if self._private is not None:
+            forget(self._private)
         said = f": {tail}" if tail else ""
         if not ended:
             return f"has not ended within {seconds:.0f} s and was killed{said}"
@@ -159,14 +173,6 @@ class Host:
         if process.returncode < 0:
             return f"was killed by signal {-process.returncode}{said}"
         return f"ended with exit code {process.returncode}{said}"
-
-
-def boot_id() -> str:
-    """Return what is another after each start of the node: what was activated before has ended since."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _environment(trust: Trust, path: Path) -> Mapping[str, str]:
@@ -249,8 +255,24 @@ def _load_setns() -> Callable[[int], None]:
 def _follow(process: subprocess.Popen[bytes], seconds: float, log: Log) -> tuple[bool, str]:
     """Wait for a command, pass on what it says, and return whether it ended by itself and its last line.
 
-    What it leaves behind may hold its output open: its own end counts.
+    What it leaves behind may hold its output open: its own end counts. Whatever ends the waiting ends the command: half
+    of it, finished at some later time, could end the daemon that somebody else has started meanwhile.
     """
+    try:
+        return _wait(process, seconds, log)
+    except BaseException:
+        if process.poll() is None:
+            _kill(process)
+        raise
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float, log: Log) -> tuple[bool, str]:
     deadline = time.monotonic() + seconds
     output = process.stdout
     tail = b""
@@ -274,9 +296,7 @@ def _follow(process: subprocess.Popen[bytes], seconds: float, log: Log) -> tuple
             if ended:
                 break
             if time.monotonic() > deadline:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                _kill(process)
                 break
     if output is not None:
         output.close()

@@ -2,8 +2,9 @@
 
 *Assumptions.* This program may be killed at any moment, and the node may lose its power at any moment: then the
 container is started again, in the same pod or, after the operator has changed its mind, in another. Two pods may be
-here at once. What was activated keeps running when this program ends. Whoever may write to the daemon's folder may do
-as this program does; others may have prepared traps before it came (`hosthome.py`).
+here at once. What was activated keeps running when this program ends; a command that has not ended does not. Whoever
+may write to the daemon's folder may do as this program does; others may have prepared traps before it came
+(`hosthome.py`).
 
 *Invariants.*
 
@@ -32,9 +33,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from outrider.node.activation import Host, boot_id
+from outrider.node.activation import Host
 from outrider.node.files import RECORD, Folder, LocalError, finish, local, read_content
 from outrider.node.hostconfig import HostConfig
+from outrider.node.hostgroup import boot_id, end_remnants
 from outrider.node.hosthome import Attempt, Home, Installed, State, name_of
 from outrider.node.processor import platform_of
 from outrider.node.record import Record, read_record, write_record
@@ -77,7 +79,10 @@ def install(config: HostConfig, log: Log, *, machine: str, step: Step = lambda n
             )
         wanted = Installed(name_of(record.version, record.sha256), record.version, record.sha256, record.file_name)
         home = stack.enter_context(Home.open(config, log))
-        _Installation(config, home, Host(config, log), log, step, platform, record, wanted).run(source)
+        # Before all else: it could end what is activated here.
+        end_remnants(home.private, config.path_on_node, log)
+        host = Host(config, log, home.private)
+        _Installation(config, home, host, log, step, platform, record, wanted).run(source)
 
 
 class _Installation:

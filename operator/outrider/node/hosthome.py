@@ -4,6 +4,7 @@
     <path>/current -> versions/…                                       what the node runs
     <path>/.outrider/state.json                                        the journal
                     /lock                                              held while something is changed here
+                    /running                                           the command that runs (`hostgroup.py`)
                     /incoming/                                         what is not complete
 
 *Assumptions.* The root belongs to the node's administrator, who may do anything. Others may have planted links and
@@ -99,7 +100,7 @@ class Home:
     def __init__(self, folder: Folder, versions: Folder, private: Folder, incoming: Folder) -> None:
         self.folder = folder
         self.versions = versions
-        self._private = private
+        self.private = private
         self.incoming = incoming
 
     @classmethod
@@ -172,12 +173,12 @@ class Home:
 
     def read_state(self) -> State | None:
         """Return the journal, an empty one if there is none, None if it cannot be read."""
-        return read_state(self._private)
+        return read_state(self.private)
 
     def write_state(self, state: State) -> None:
         """Write the journal, all of it at once."""
-        with local("write to", self._private.path):
-            self._private.write(_STATE, canonical_json(asdict(state)), 0o600)
+        with local("write to", self.private.path):
+            self.private.write(_STATE, canonical_json(asdict(state)), 0o600)
 
     def _is_ours(self, name: str) -> bool:
         if _NAME.fullmatch(name) is None:
