@@ -401,6 +401,26 @@ def test_it_never_goes_back_to_what_is_damaged(running: Machine) -> None:
     running.works(GOOD)
 
 
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("how", ["bytes", "gone"])
+def test_what_runs_from_foreign_bytes_is_replaced_when_they_are(running: Machine, killed: bool, how: str) -> None:
+    folder = running.home / "versions" / name_of(GOOD)
+    file = folder / "node-agent-bin"
+    if how == "bytes":
+        file.chmod(0o755)
+        file.write_bytes(FILES[GOOD] + b"# somebody was here\n")
+        file.chmod(0o555)
+    else:
+        shutil.rmtree(folder)
+    if killed:  # mended, and not activated yet
+        assert running.die_at(GOOD, "note the attempt")
+    code, log = running.install(GOOD)
+    assert code == 0, log
+    assert running.activations == [GOOD, GOOD]
+    running.works(GOOD)
+    assert "nothing is changed" in running.install(GOOD)[1]
+
+
 def test_the_watcher_tells_when_a_file_is_not_what_was_verified(running: Machine) -> None:
     assert running.health is not None
     running.health["periodSeconds"] = 1

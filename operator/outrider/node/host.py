@@ -124,6 +124,7 @@ class _Installation:
             raise LocalError(failure.reason, failure.message)
 
         self._store(source)
+        state = self._state
         if self._runs_already(current):
             self._log(f"{wanted.version} is current and works; nothing is changed")
             self._prune(state.kept)
@@ -182,7 +183,8 @@ class _Installation:
         """Put the file into `versions`, verified once more from the bytes that end there.
 
         A version that is complete there already is left as it is. One that is damaged, which may be the current one, is
-        mended by replacing its file in one step.
+        mended by replacing its file in one step. What runs of it was started from other bytes, perhaps: it counts as
+        activated no more.
         """
         home, wanted = self._home, self._wanted
         file = source.open_file(wanted.file_name)
@@ -196,6 +198,8 @@ class _Installation:
                 self._judge(verify_again(self._config, self._platform, self._record, content, keys))
                 return
             self._step("store")
+            if self._state.good == wanted and self._state.activated:
+                self._note(replace(self._state, activated=""))
             with local("write to", home.versions.path):
                 home.incoming.check_space(os.fstat(file.fileno()).st_size)
                 incoming = home.incoming.folder(wanted.name, create=True)
