@@ -387,6 +387,40 @@ def test_a_version_that_worked_and_fails_later_stays_and_is_tried_again(running:
     running.works(GOOD)
 
 
+def test_a_slow_daemon_that_worked_is_waited_for_and_not_restarted(running: Machine, tmp_path: Path) -> None:
+    assert running.health is not None
+    healthy = tmp_path / "healthy"
+    running.health = {"timeoutSeconds": 1, "command": ["/usr/bin/test", "-e", str(healthy)]}
+    activations = [GOOD]
+    # Activated, and waited for; then activated again, and waited for twice.
+    for kind in ("activated", "waited", "activated", "waited", "waited", "activated"):
+        if kind == "activated":
+            activations.append(GOOD)
+        assert running.install(GOOD)[0] == 4
+        assert "worked on this node before and stays current" in running.termination.read_text()
+        assert running.activations == activations
+    healthy.touch()
+    for pod in ("", "another"):
+        assert running.install(GOOD, pod=pod)[0] == 0
+        assert running.activations == activations
+    # That is over: one that has died then is activated at once.
+    healthy.unlink()
+    assert running.install(GOOD)[0] == 4
+    assert running.activations == [*activations, GOOD]
+
+
+def test_a_slow_daemon_is_not_restarted_after_the_way_back(running: Machine, tmp_path: Path) -> None:
+    healthy = tmp_path / "healthy"
+    running.health = {"timeoutSeconds": 1, "command": ["/usr/bin/test", "-e", str(healthy)]}
+    assert running.install(LATER)[0] == 4
+    assert "which does not work either" in running.termination.read_text()
+    activations = running.activations
+    healthy.touch()
+    assert running.install(GOOD, pod="the way back")[0] == 0
+    assert running.activations == activations
+    running.works(GOOD)
+
+
 def test_it_never_goes_back_to_what_is_damaged(running: Machine) -> None:
     file = running.home / "versions" / name_of(GOOD) / "node-agent-bin"
     file.chmod(0o755)

@@ -17,7 +17,8 @@ may write to the daemon's folder may do as this program does; others may have pr
    without the operator. Back goes only to bytes that hash to what they hashed to when they worked.
 4. What failed in a pod is not tried again in that pod: it says once more what it said. Only another pod, which is made
    because somebody decided something, tries again. So a node never swings between two versions by itself.
-5. What runs well is left alone: a pod that starts again does not restart the daemon.
+5. What runs well is left alone: a pod that starts again does not restart the daemon. What worked before and is not
+   healthy in time may be slow: it is looked at and waited for before it is activated again, longer each time.
 6. Each step can be done twice.
 
 The steps, in their order; `step` is called with each name before it is done:
@@ -127,6 +128,8 @@ class _Installation:
         state = self._state
         if self._runs_already(current):
             self._log(f"{wanted.version} is current and works; nothing is changed")
+            if state.activations:
+                self._note(replace(state, activations=0, waits=0))
             self._prune(state.kept)
             return
 
@@ -145,10 +148,11 @@ class _Installation:
             if error.reason not in {"ActivationFailed", "HealthFailed"}:
                 raise
             if is_known:
+                if error.reason == "HealthFailed":
+                    slow = replace(state, activated=self._activation(), activations=state.activations + 1, waits=0)
+                    self._note(replace(slow, attempt=None))
                 # It worked before, so that nothing is better to go back to; the kubelet starts this again, and again.
-                raise LocalError(
-                    error.reason, f"{error.message}; {wanted.version} worked on this node before and stays current"
-                ) from None
+                raise _stays(wanted, error) from None
             raise self._go_back(error) from None
 
         self._step("note that it is good")
@@ -157,7 +161,8 @@ class _Installation:
         if state.good is not None and state.good.name not in kept:
             kept = (wanted.name, state.good.name, *kept[1:])
         kept = kept[: config.keep]
-        self._note(replace(self._state, good=wanted, activated=self._activation(), kept=kept, attempt=None))
+        works = replace(self._state, good=wanted, activated=self._activation(), activations=0, waits=0)
+        self._note(replace(works, kept=kept, attempt=None))
         self._log(f"{wanted.version} works")
         self._step("prune")
         self._prune(kept)
@@ -222,12 +227,24 @@ class _Installation:
             self._log(f"WARNING: {doubt}")
 
     def _runs_already(self, current: str) -> bool:
-        """Say whether the wanted version is what this node runs, as far as can be told without touching it."""
+        """Say whether the wanted version is what this node runs, as far as can be told without touching it.
+
+        Raises LocalError(HealthFailed) when it may be slow and is not healthy yet.
+        """
         state, wanted = self._state, self._wanted
         if state.good != wanted or current != wanted.name or state.activated != self._activation():
             return False
         if state.attempt is not None:
             return False
+        if state.is_slow:
+            self._log(f"{wanted.version} was activated and not healthy in time; it is waited for once more")
+            try:
+                self._step("watch")
+                self._host.wait_until_healthy()
+            except LocalError as error:
+                self._note(replace(state, waits=state.waits + 1))
+                raise _stays(wanted, error) from None
+            return True
         problem = self._host.look(self._config.health.timeout)
         if problem:
             self._log(f"{wanted.version} is current, but does not work: {problem}")
@@ -239,7 +256,7 @@ class _Installation:
         self._log(f"{error.reason}: {error.message}; going back")
         self._step("note the failure")
         self._note(replace(self._state, attempt=Attempt(config.pod, self._wanted.sha256, error.reason, error.message)))
-        works = False
+        activations, activated = 0, ""
         if good is None:
             self._step("switch back")
             home.take_away()
@@ -258,15 +275,16 @@ class _Installation:
             try:
                 self._step("activate back")
                 host.activate()
+                activations, activated = 1, self._activation()
                 self._step("watch back")
                 host.wait_until_healthy()
-                done, works = f"the node is back on {good.version}, which works", True
+                done, activations = f"the node is back on {good.version}, which works", 0
             except LocalError as again:
                 done = f"the node is back on {good.version}, which does not work either ({again.message})"
         failure = Attempt(config.pod, self._wanted.sha256, error.reason, f"{error.message}; {done}")
         self._step("note what failed")
         state = self._state.with_failure(failure)
-        self._note(replace(state, activated=self._activation() if works else ""))
+        self._note(replace(state, activated=activated, activations=activations, waits=0))
         self._prune(state.kept)
         return LocalError(failure.reason, failure.message)
 
@@ -285,3 +303,7 @@ class _Installation:
         if activation is None:
             return "none"
         return json.dumps([activation.command, activation.unit, boot_id()])
+
+
+def _stays(wanted: Installed, error: LocalError) -> LocalError:
+    return LocalError(error.reason, f"{error.message}; {wanted.version} worked on this node before and stays current")

@@ -39,6 +39,7 @@ _LINK: Final = ".outrider-current"
 _MAX_STATE_BYTES: Final = 1024 * 1024
 _MAX_FAILED: Final = 10
 """So many pods in which something failed are remembered."""
+_MAX_DOUBLINGS: Final = 20
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,200}-[0-9a-f]{8}")
 
 
@@ -78,11 +79,24 @@ class State:
     """What worked last: what the node goes back to."""
     activated: str = ""
     """How and in which boot of the node that was activated."""
+    activations: int = 0
+    """How often it was since it was healthy, and was not healthy in time."""
+    waits: int = 0
+    """How many starts have only waited for it since it was activated."""
     kept: tuple[str, ...] = ()
     """Names of versions that worked, the last one first."""
     attempt: Attempt | None = None
     failed: tuple[Attempt, ...] = ()
     """What is not tried again in the same pod, the last one first."""
+
+    @property
+    def is_slow(self) -> bool:
+        """Say whether what was activated should be waited for once more, and not be activated again.
+
+        Twice as often after each activation: what needs any time at all gets it in the end, and what has died is
+        started again.
+        """
+        return self.waits < (1 << min(self.activations, _MAX_DOUBLINGS)) // 2
 
     def failure(self, pod: str, sha256: str) -> Attempt | None:
         """Return how something failed in a pod, if it did."""
@@ -254,6 +268,8 @@ def read_state(private: Folder) -> State | None:
             owner=_text(value["owner"]),
             good=_installed(good) if good is not None else None,
             activated=_text(value["activated"]),
+            activations=_count(value.get("activations", 0)),
+            waits=_count(value.get("waits", 0)),
             kept=tuple(_text(name) for name in value["kept"]),
             attempt=_attempt(attempt) if attempt is not None else None,
             failed=tuple(_attempt(each) for each in value["failed"]),
@@ -276,6 +292,12 @@ def _attempt(value: dict[str, Any]) -> Attempt:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int):
         raise TypeError
     return value
 
