@@ -685,21 +685,74 @@ def test_two_pods_install_one_after_the_other(machine: Machine) -> None:
     machine.works(machine.serves)
 
 
-def test_a_journal_that_cannot_be_read_is_said_and_started_anew(running: Machine) -> None:
-    (running.home / ".outrider/state.json").write_bytes(b"\x00\x01")
-    code, log = running.install(LATER)
-    assert code == 0
-    assert "WARNING: the journal cannot be read" in log
-    running.works(LATER)
-
-
-def test_a_journal_with_names_that_lead_elsewhere_is_not_read(running: Machine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["lost", "garbage", "names that lead elsewhere", "a folder"])
+def test_without_a_journal_what_is_current_and_intact_counts_as_what_worked(running: Machine, how: str) -> None:
     state = running.home / ".outrider/state.json"
     text = json.loads(state.read_text())
-    text["good"]["name"] = "../../../elsewhere"
-    state.write_text(json.dumps(text))
-    assert running.install(BROKEN)[0] == 4
+    match how:
+        case "lost":
+            state.unlink()
+        case "garbage":
+            state.write_bytes(b"\x00\x01")
+        case "names that lead elsewhere":
+            text["good"]["name"] = "../../../elsewhere"
+            state.write_text(json.dumps(text))
+        case _:
+            shutil.copy(state, running.home / "aside")
+            state.unlink()
+            state.mkdir()
+    code, log = running.install(BROKEN)
+    assert code == 4
+    assert f"WARNING: the journal is lost or cannot be read; {GOOD} is current and intact" in log
+    if how == "a folder":  # no journal can be written, and so nothing is done
+        assert running.termination.read_text().startswith("NodeStorage: ")
+        assert running.activations == [GOOD]
+    else:
+        assert running.termination.read_text().endswith(f"the node is back on {GOOD}, which works")
+    running.works(GOOD)
+
+
+def test_without_a_journal_what_is_current_and_damaged_counts_for_nothing(running: Machine) -> None:
+    (running.home / ".outrider/state.json").unlink()
+    file = running.home / "versions" / name_of(GOOD) / "node-agent-bin"
+    file.chmod(0o755)
+    file.write_bytes(b"#!/bin/sh\n")
+    file.chmod(0o555)
+    code, log = running.install(BROKEN)
+    assert code == 4
+    assert "WARNING: the journal is lost or cannot be read; nothing worked before" in log
     assert running.termination.read_text().endswith("none is current now")
+
+
+def test_without_a_journal_another_component_s_folder_is_still_refused(running: Machine) -> None:
+    state = running.home / ".outrider/state.json"
+    state.unlink()
+    running.changes["OUTRIDER_COMPONENT"] = "another"
+    record = running.home.parent / "target"
+    shutil.copytree(Path(running.environment(LATER, "pod")["OUTRIDER_TARGET_DIR"]), record)
+    text = json.loads((record / RECORD).read_text())
+    (record / RECORD).write_text(json.dumps({**text, "component": "another"}))
+    running.changes["OUTRIDER_TARGET_DIR"] = str(record)
+    assert running.install(LATER)[0] == 4
+    told = running.termination.read_text()
+    assert told.startswith("PathOccupied: ")
+    assert "belongs to the component fleet/node-agent" in told
+    running.works(GOOD)
+
+
+def test_a_journal_that_the_disk_does_not_give_out_ends_it(running: Machine) -> None:
+    state = running.home / ".outrider/state.json"
+    # Its first page is never there: reading it is an input/output error.
+    command = ["mount", "--bind", f"/proc/{os.getpid()}/mem", str(state)]
+    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        pytest.skip("mounting needs root")
+    try:
+        assert running.install(BROKEN)[0] == 4
+        assert running.termination.read_text().startswith(f"NodeStorage: this node cannot read {state}: input/output")
+        assert running.activations == [GOOD]
+    finally:
+        subprocess.run(["umount", str(state)], check=True)
+    running.works(GOOD)
 
 
 # What stands in the way

@@ -170,8 +170,17 @@ class _Installation:
     def _read_state(self) -> State:
         state = self._home.read_state()
         if state is None:
-            self._log("WARNING: the journal cannot be read; going on as if nothing were known")
-            state = State()
+            state, found = State(), self._home.find_current()
+            if found is not None:
+                # Without a journal this is the best way back that there is: it is current, and what was verified here.
+                good, component = found
+                namespace = self._config.namespace  # nothing on the disk but the journal tells it
+                state = State(
+                    owner=f"{namespace}/{component}", good=good, kept=(good.name,) if good is not None else ()
+                )
+            if found is not None or self._home.has_journal:
+                known = f"{state.good.version} is current and intact, and counts as what" if state.good else "nothing"
+                self._log(f"WARNING: the journal is lost or cannot be read; {known} worked before")
         if state.owner not in {"", self._config.owner}:
             raise LocalError(
                 "PathOccupied",

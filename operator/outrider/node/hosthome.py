@@ -39,6 +39,7 @@ _LINK: Final = ".outrider-current"
 _MAX_STATE_BYTES: Final = 1024 * 1024
 _MAX_FAILED: Final = 10
 """So many pods in which something failed are remembered."""
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_DOUBLINGS: Final = 20
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,200}-[0-9a-f]{8}")
 
@@ -186,8 +187,32 @@ class Home:
         return gone
 
     def read_state(self) -> State | None:
-        """Return the journal, an empty one if there is none, None if it cannot be read."""
+        """Return the journal, None if there is none or what is there is none."""
         return read_state(self.private)
+
+    @property
+    def has_journal(self) -> bool:
+        """Say whether there is one, whatever is in it."""
+        return self.private.stat(_STATE) is not None
+
+    def find_current(self) -> tuple[Installed | None, str] | None:
+        """Return what is current by its own record, None if its bytes disagree with that, and its component.
+
+        None if nothing is current, or that has no record. Raises LocalError(NodeStorage, PathUnsafe, PathOccupied).
+        """
+        from outrider.node.record import read_record  # which most starts need not load
+
+        name = self.current()
+        with local("read", self.versions.path):
+            if not name or not self.has(name):
+                return None
+            with self.versions.folder(name) as folder:
+                record = read_record(folder)
+        if record is None:
+            return None
+        installed = Installed(name, record.version, record.sha256, record.file_name)
+        is_good = name == f"{record.version}-{record.sha256[:8]}" and self.is_intact(installed)
+        return (installed if is_good else None), record.component
 
     def write_state(self, state: State) -> None:
         """Write the journal, all of it at once."""
@@ -256,13 +281,20 @@ def name_of(version: str, sha256: str) -> str:
 
 
 def read_state(private: Folder) -> State | None:
-    """Return the journal, an empty one if there is none, None if it cannot be read."""
-    file = private.open_file(_STATE)
-    if file is None:
-        return State() if private.stat(_STATE) is None else None
+    """Return the journal, None if there is none or what is there is none.
+
+    Raises LocalError(NodeStorage) if the disk does not give it out: to go on as if there were none could cost the
+    version that works.
+    """
+    path = private.path / _STATE
+    with local("read", path):
+        found = private.stat(_STATE)
+        if found is None or not stat.S_ISREG(found.st_mode):
+            return None
+        with open(os.open(_STATE, _READ, dir_fd=private.descriptor), "rb", buffering=0) as file:  # noqa: PTH123
+            data = file.read(_MAX_STATE_BYTES + 1)
     try:
-        with file:
-            value = parse_object(file.read(_MAX_STATE_BYTES + 1), max_bytes=_MAX_STATE_BYTES)
+        value = parse_object(data, max_bytes=_MAX_STATE_BYTES)
         good, attempt = value["good"], value["attempt"]
         state = State(
             owner=_text(value["owner"]),
@@ -274,7 +306,7 @@ def read_state(private: Folder) -> State | None:
             attempt=_attempt(attempt) if attempt is not None else None,
             failed=tuple(_attempt(each) for each in value["failed"]),
         )
-    except (Malformed, KeyError, TypeError, ValueError, OSError):
+    except (Malformed, KeyError, TypeError, ValueError):
         return None
     return state
 
