@@ -337,20 +337,61 @@ def test_what_does_not_work_is_taken_back_and_not_tried_again_in_the_same_pod(
     assert told.endswith(f"the node is back on {GOOD}, which works")
     running.works(GOOD)
     assert running.names == [name_of(GOOD)]
-    assert running.activations == [GOOD, version, version]
+    assert running.activations == [GOOD, version, GOOD]
 
     # Its container is started again, and again.
     running.termination.write_text("")
     for _ in range(2):
         assert running.install(version)[0] == 4
         assert running.termination.read_text() == told
-    assert running.activations == [GOOD, version, version]
+    assert running.activations == [GOOD, version, GOOD]
     running.works(GOOD)
 
     # The operator sends what was before: it runs already.
     assert running.install(GOOD, pod="the way back")[0] == 0
     running.works(GOOD)
     assert running.install(version, pod="somebody wants it again")[0] == 4
+    running.works(GOOD)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_way_back_is_gone_with_what_worked_before(running: Machine, killed: bool) -> None:
+    """The new revision's command and check know nothing of the old version: they belong to what has failed."""
+    activate, health = running.activate, running.health
+    running.activate = {"command": ["/bin/sh", "-c", f"echo new-$OUTRIDER_VERSION >> {running.run_dir}/activations"]}
+    running.health = {"timeoutSeconds": 1, "command": ["/bin/false"]}
+    if killed:
+        assert running.die_at(LATER, "switch back")
+    assert running.install(LATER)[0] == 4
+    told = running.termination.read_text()
+    assert told.startswith("HealthFailed: not healthy within 1 s: /bin/false ended with exit code 1")
+    assert told.endswith(f"the node is back on {GOOD}, which works")
+    assert running.activations == [GOOD, f"new-{LATER}", GOOD]
+    running.works(GOOD)
+    # And so its own revision finds it as it has left it.
+    running.activate, running.health = activate, health
+    assert "nothing is changed" in running.install(GOOD, pod="the way back")[1]
+
+
+def test_a_check_that_was_changed_alone_is_that_of_the_way_back(running: Machine, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    health = running.health
+    running.health = {"timeoutSeconds": 2, "command": ["/usr/bin/touch", str(asked)]}
+    assert "nothing is changed" in running.install(GOOD, pod="another")[1]
+    asked.unlink()
+    running.health = health
+    assert running.install(BROKEN)[0] == 4
+    assert asked.exists()
+
+
+def test_a_journal_from_before_goes_back_with_what_there_is(running: Machine) -> None:
+    state = running.home / ".outrider/state.json"
+    value = json.loads(state.read_text())
+    for name in ("care", "activations", "waits"):
+        del value[name]
+    state.write_text(json.dumps(value))
+    assert running.install(BROKEN)[0] == 4
+    assert running.activations == [GOOD, BROKEN, GOOD]
     running.works(GOOD)
 
 
@@ -365,11 +406,11 @@ def test_a_first_version_that_does_not_work_leaves_none(machine: Machine) -> Non
 
 def test_what_worked_before_and_does_not_any_more_is_said(running: Machine) -> None:
     """Both fail: the node is on the old one, and nobody is told that all is well."""
-    assert running.health is not None
-    running.health["command"] = ["/bin/false"]
+    (running.root.parent / "health").write_text("#!/bin/sh\necho ill\nexit 1\n")
     assert running.install(LATER)[0] == 4
     told = running.termination.read_text()
-    assert f"the node is back on {GOOD}, which does not work either (not healthy within 2 s: /bin/false" in told
+    assert f"the node is back on {GOOD}, which does not work either (not healthy within 2 s: /" in told
+    assert told.endswith("ended with exit code 1: ill)")
     assert running.current == name_of(GOOD)
 
 
@@ -411,7 +452,7 @@ def test_a_slow_daemon_that_worked_is_waited_for_and_not_restarted(running: Mach
 
 def test_a_slow_daemon_is_not_restarted_after_the_way_back(running: Machine, tmp_path: Path) -> None:
     healthy = tmp_path / "healthy"
-    running.health = {"timeoutSeconds": 1, "command": ["/usr/bin/test", "-e", str(healthy)]}
+    (tmp_path / "health").write_text(f"#!/bin/sh\ntest -e {healthy}\n")
     assert running.install(LATER)[0] == 4
     assert "which does not work either" in running.termination.read_text()
     activations = running.activations

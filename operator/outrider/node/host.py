@@ -14,7 +14,8 @@ may write to the daemon's folder may do as this program does; others may have pr
    the way back begins, that it is good only after it was activated and healthy. So whoever comes next goes on where
    this one was: forward again, or further back.
 3. What worked last stays on disk until something else has worked: there is always a way back, and it is taken here,
-   without the operator. Back goes only to bytes that hash to what they hashed to when they worked.
+   without the operator. Back goes only to bytes that hash to what they hashed to when they worked, and with the
+   activation and the check with which they did.
 4. What failed in a pod is not tried again in that pod: it says once more what it said. Only another pod, which is made
    because somebody decided something, tries again. So a node never swings between two versions by itself.
 5. What runs well is left alone: a pod that starts again does not restart the daemon. What worked before and is not
@@ -36,9 +37,9 @@ from typing import Final
 
 from outrider.node.activation import Host
 from outrider.node.files import RECORD, Folder, LocalError, finish, local, read_content
-from outrider.node.hostconfig import HostConfig
+from outrider.node.hostconfig import Activation, HostConfig
 from outrider.node.hostgroup import boot_id, end_remnants
-from outrider.node.hosthome import Attempt, Home, Installed, State, name_of
+from outrider.node.hosthome import Attempt, Care, Home, Installed, State, name_of
 from outrider.node.processor import platform_of
 from outrider.node.record import Record, read_record, write_record
 from outrider.node.verification import Log, read_keys, verify_again
@@ -108,6 +109,7 @@ class _Installation:
         self._platform = platform
         self._record = record
         self._wanted = wanted
+        self._care = Care(config.activation, config.health)
         self._state = self._read_state()
 
     def run(self, source: Folder) -> None:
@@ -128,8 +130,8 @@ class _Installation:
         state = self._state
         if self._runs_already(current):
             self._log(f"{wanted.version} is current and works; nothing is changed")
-            if state.activations:
-                self._note(replace(state, activations=0, waits=0))
+            if state.activations or state.care != self._care:
+                self._note(replace(state, care=self._care, activations=0, waits=0))
             self._prune(state.kept)
             return
 
@@ -149,7 +151,9 @@ class _Installation:
                 raise
             if is_known:
                 if error.reason == "HealthFailed":
-                    slow = replace(state, activated=self._activation(), activations=state.activations + 1, waits=0)
+                    slow = replace(
+                        state, activated=_activated(config.activation), activations=state.activations + 1, waits=0
+                    )
                     self._note(replace(slow, attempt=None))
                 # It worked before, so that nothing is better to go back to; the kubelet starts this again, and again.
                 raise _stays(wanted, error) from None
@@ -161,8 +165,8 @@ class _Installation:
         if state.good is not None and state.good.name not in kept:
             kept = (wanted.name, state.good.name, *kept[1:])
         kept = kept[: config.keep]
-        works = replace(self._state, good=wanted, activated=self._activation(), activations=0, waits=0)
-        self._note(replace(works, kept=kept, attempt=None))
+        works = replace(self._state, good=wanted, care=self._care, activated=_activated(config.activation))
+        self._note(replace(works, activations=0, waits=0, kept=kept, attempt=None))
         self._log(f"{wanted.version} works")
         self._step("prune")
         self._prune(kept)
@@ -241,7 +245,7 @@ class _Installation:
         Raises LocalError(HealthFailed) when it may be slow and is not healthy yet.
         """
         state, wanted = self._state, self._wanted
-        if state.good != wanted or current != wanted.name or state.activated != self._activation():
+        if state.good != wanted or current != wanted.name or state.activated != _activated(self._config.activation):
             return False
         if state.attempt is not None:
             return False
@@ -261,7 +265,7 @@ class _Installation:
 
     def _go_back(self, error: LocalError) -> LocalError:
         """Take the node back to what worked last; return what to raise: what failed, and what was done about it."""
-        config, home, host, good = self._config, self._home, self._host, self._state.good
+        config, home, good = self._config, self._home, self._state.good
         self._log(f"{error.reason}: {error.message}; going back")
         self._step("note the failure")
         self._note(replace(self._state, attempt=Attempt(config.pod, self._wanted.sha256, error.reason, error.message)))
@@ -270,7 +274,7 @@ class _Installation:
             self._step("switch back")
             home.take_away()
             self._step("activate back")
-            host.deactivate()
+            self._host.deactivate()
             self._step("watch back")
             done = "no version worked on this node before, so none is current now"
         elif not home.is_intact(good):
@@ -281,10 +285,13 @@ class _Installation:
             self._step("switch back")
             home.switch(good.name)
             self._log(f"current is {good.name}")
+            care = self._state.care or self._care
+            as_it_worked = replace(config, version=good.version, activation=care.activation, health=care.health)
+            host = Host(as_it_worked, self._log, home.private)
             try:
                 self._step("activate back")
                 host.activate()
-                activations, activated = 1, self._activation()
+                activations, activated = 1, _activated(care.activation)
                 self._step("watch back")
                 host.wait_until_healthy()
                 done, activations = f"the node is back on {good.version}, which works", 0
@@ -306,12 +313,12 @@ class _Installation:
         except LocalError as error:
             self._log(f"old versions are not removed: {error.message}")
 
-    def _activation(self) -> str:
-        """Return what makes another activation necessary: that it is another one, or that the node was started anew."""
-        activation = self._config.activation
-        if activation is None:
-            return "none"
-        return json.dumps([activation.command, activation.unit, boot_id()])
+
+def _activated(activation: Activation | None) -> str:
+    """Return what makes another activation necessary: that it is another one, or that the node was started anew."""
+    if activation is None:
+        return "none"
+    return json.dumps([activation.command, activation.unit, boot_id()])
 
 
 def _stays(wanted: Installed, error: LocalError) -> LocalError:

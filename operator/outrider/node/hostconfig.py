@@ -52,6 +52,10 @@ class Activation:
     command: tuple[str, ...] = ()
     unit: str = ""
 
+    def to_api(self) -> dict[str, Any]:
+        """Return it as OUTRIDER_ACTIVATE has it."""
+        return {"systemdUnit": self.unit} if self.unit else {"command": list(self.command)}
+
 
 @dataclass(frozen=True)
 class Health:
@@ -64,6 +68,15 @@ class Health:
     command: tuple[str, ...] = ()
     port: int = 0
     path: str = "/"
+
+    def to_api(self) -> dict[str, Any]:
+        """Return it as OUTRIDER_HEALTH has it."""
+        value: dict[str, Any] = {"timeoutSeconds": int(self.timeout), "periodSeconds": int(self.period)}
+        if self.command:
+            value["command"] = list(self.command)
+        if self.port:
+            value["http"] = {"port": self.port, "path": self.path}
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +123,16 @@ def read_host_config(environ: Mapping[str, str]) -> HostConfig:
         root=Path(required(environ, "OUTRIDER_HOST_ROOT")),
         root_on_node=Path(required(environ, "OUTRIDER_HOST_ROOT_ON_NODE")),
         parts=parts,
-        activation=_activation(activation) if activation is not None else None,
-        health=_health(health or {}),
+        activation=parse_activation(activation) if activation is not None else None,
+        health=parse_health(health or {}),
         keep=int(keep),
         pod=required(environ, "OUTRIDER_POD_UID"),
         namespaces=None if namespaces == "none" else Path(namespaces),
     )
 
 
-def _activation(value: dict[str, Any]) -> Activation:
+def parse_activation(value: dict[str, Any]) -> Activation:
+    """Return what OUTRIDER_ACTIVATE says. Raises ConfigError."""
     command, unit = _command(value, "OUTRIDER_ACTIVATE"), value.get("systemdUnit") or ""
     if not isinstance(unit, str) or bool(command) == bool(unit):
         raise ConfigError("OUTRIDER_ACTIVATE has not exactly one of command and systemdUnit")
@@ -127,7 +141,8 @@ def _activation(value: dict[str, Any]) -> Activation:
     return Activation(command, unit)
 
 
-def _health(value: dict[str, Any]) -> Health:
+def parse_health(value: dict[str, Any]) -> Health:
+    """Return what OUTRIDER_HEALTH says. Raises ConfigError."""
     command, http = _command(value, "OUTRIDER_HEALTH"), value.get("http")
     if http is not None and command:
         raise ConfigError("OUTRIDER_HEALTH has both command and http")

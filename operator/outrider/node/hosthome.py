@@ -23,8 +23,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+from outrider.node.config import ConfigError
 from outrider.node.files import RECORD, Folder, LocalError, is_plain_name, local, read_content
-from outrider.node.hostconfig import HostConfig
+from outrider.node.hostconfig import Activation, Health, HostConfig, parse_activation, parse_health
 from outrider.trust.documents import Malformed, canonical_json, parse_object
 
 CURRENT: Final = "current"
@@ -72,12 +73,22 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Care:
+    """How a version is activated, and how it is told whether it works."""
+
+    activation: Activation | None
+    health: Health
+
+
+@dataclass(frozen=True)
 class State:
     """The journal."""
 
     owner: str = ""
     good: Installed | None = None
     """What worked last: what the node goes back to."""
+    care: Care | None = None
+    """With what it worked: another revision may have other commands, which know nothing of it. None: not known."""
     activated: str = ""
     """How and in which boot of the node that was activated."""
     activations: int = 0
@@ -217,7 +228,7 @@ class Home:
     def write_state(self, state: State) -> None:
         """Write the journal, all of it at once."""
         with local("write to", self.private.path):
-            self.private.write(_STATE, canonical_json(asdict(state)), 0o600)
+            self.private.write(_STATE, canonical_json(_journal(state)), 0o600)
 
     def _is_ours(self, name: str) -> bool:
         if _NAME.fullmatch(name) is None:
@@ -295,10 +306,11 @@ def read_state(private: Folder) -> State | None:
             data = file.read(_MAX_STATE_BYTES + 1)
     try:
         value = parse_object(data, max_bytes=_MAX_STATE_BYTES)
-        good, attempt = value["good"], value["attempt"]
+        good, care, attempt = value["good"], value.get("care"), value["attempt"]
         state = State(
             owner=_text(value["owner"]),
             good=_installed(good) if good is not None else None,
+            care=_care(care) if care is not None else None,
             activated=_text(value["activated"]),
             activations=_count(value.get("activations", 0)),
             waits=_count(value.get("waits", 0)),
@@ -306,9 +318,25 @@ def read_state(private: Folder) -> State | None:
             attempt=_attempt(attempt) if attempt is not None else None,
             failed=tuple(_attempt(each) for each in value["failed"]),
         )
-    except (Malformed, KeyError, TypeError, ValueError):
+    except (Malformed, KeyError, TypeError, ValueError, ConfigError):
         return None
     return state
+
+
+def _journal(state: State) -> dict[str, Any]:
+    value = asdict(state)
+    if state.care is not None:
+        activation, health = state.care.activation, state.care.health
+        value["care"] = {
+            "activation": activation.to_api() if activation is not None else None,
+            "health": health.to_api(),
+        }
+    return value
+
+
+def _care(value: dict[str, Any]) -> Care:
+    activation = value["activation"]
+    return Care(parse_activation(activation) if activation is not None else None, parse_health(value["health"]))
 
 
 def _installed(value: dict[str, Any]) -> Installed:
