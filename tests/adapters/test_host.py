@@ -865,6 +865,33 @@ def test_a_folder_that_others_may_write_to_is_refused(machine: Machine, how: str
     assert "chown it to root and chmod it to 0755" in machine.termination.read_text()
 
 
+@pytest.mark.parametrize("how", ["owner of the folder", "mode of the folder", "owner of the file", "another name"])
+def test_it_does_not_go_back_to_what_others_could_change(running: Machine, tmp_path: Path, how: str) -> None:
+    folder = running.home / "versions" / name_of(GOOD)
+    file = folder / "node-agent-bin"
+    if how.startswith("owner") and os.geteuid() != 0:
+        pytest.skip("giving something away needs root")
+    match how:
+        case "owner of the folder":
+            os.chown(folder, 1234, 1234)
+        case "mode of the folder":
+            folder.chmod(0o777)
+        case "owner of the file":
+            os.chown(file, 1234, 1234)
+        case _:
+            (tmp_path / "another").hardlink_to(file)
+    assert running.install(BROKEN)[0] == 4
+    assert f"{GOOD}, which worked before, is damaged on this node's disk" in running.termination.read_text()
+    code, log = running.install(GOOD, pod="the way back")
+    if how.endswith("folder"):
+        assert code == 4
+        assert running.termination.read_text().startswith(f"PathUnsafe: {folder} belongs to user ")
+    else:
+        assert code == 0, log
+        assert (file.stat().st_uid, file.stat().st_nlink) == (os.geteuid(), 1)
+        running.works(GOOD)
+
+
 def test_the_folder_of_another_component_is_refused(running: Machine) -> None:
     running.changes["OUTRIDER_NAMESPACE"] = "other"
     assert running.install(GOOD, pod="of another")[0] == 4
@@ -875,7 +902,7 @@ def test_the_folder_of_another_component_is_refused(running: Machine) -> None:
 # What is not verified
 
 
-@pytest.mark.parametrize("how", ["bytes", "other record", "no record", "no file"])
+@pytest.mark.parametrize("how", ["bytes", "other record", "other hash", "no record", "no file"])
 def test_what_is_not_what_was_verified_is_refused(
     running: Machine, artifacts: dict[str, Node], tmp_path: Path, how: str
 ) -> None:
@@ -889,6 +916,9 @@ def test_what_is_not_what_was_verified_is_refused(
             file.write_bytes(FILES[LATER] + b"# more\n")
         case "other record":
             shutil.copy(artifacts[GOOD].target / RECORD, target / RECORD)
+        case "other hash":
+            record = json.loads((target / RECORD).read_text())
+            (target / RECORD).write_text(json.dumps({**record, "sha256": "0" * 64}))
         case "no record":
             (target / RECORD).unlink()
         case _:

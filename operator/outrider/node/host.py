@@ -36,13 +36,14 @@ from dataclasses import replace
 from typing import Final
 
 from outrider.node.activation import Host
-from outrider.node.files import RECORD, Folder, LocalError, finish, local, read_content
+from outrider.node.files import RECORD, Content, Folder, LocalError, finish, local, read_content
 from outrider.node.hostconfig import Activation, HostConfig
 from outrider.node.hostgroup import boot_id, end_remnants
 from outrider.node.hosthome import Attempt, Care, Home, Installed, State, name_of
 from outrider.node.processor import platform_of
 from outrider.node.record import Record, read_record, write_record
 from outrider.node.verification import Log, read_keys, verify_again
+from outrider.trust.keys import TrustedKey
 from outrider.trust.verify import further_algorithms
 
 FORWARD: Final = (
@@ -213,7 +214,7 @@ class _Installation:
         with file:
             if home.is_intact(wanted):
                 content = read_content(file, further)
-                self._judge(verify_again(self._config, self._platform, self._record, content, keys))
+                self._judge(content, keys)
                 return
             self._step("store")
             if self._state.good == wanted and self._state.activated:
@@ -225,17 +226,25 @@ class _Installation:
                     with incoming.create(wanted.file_name) as copy:
                         content = read_content(file, further, copy)
                         finish(copy)
-                    self._judge(verify_again(self._config, self._platform, self._record, content, keys))
+                    self._judge(content, keys)
                     write_record(incoming, self._record)
                     incoming.sync()
                     if not home.has(wanted.name):
                         home.incoming.replace(wanted.name, wanted.name, home.versions)
                         return
-                    with home.versions.folder(wanted.name) as damaged:
+                    with home.version(wanted.name) as damaged:
                         incoming.replace(wanted.file_name, wanted.file_name, damaged)
                         incoming.replace(RECORD, RECORD, damaged)
 
-    def _judge(self, doubt: str) -> None:
+    def _judge(self, content: Content, keys: list[TrustedKey]) -> None:
+        """Verify what was read once more. Raises Stalling; LocalError(ArtifactMissing) if the record is of another."""
+        doubt = verify_again(self._config, self._platform, self._record, content, keys)
+        if content.sha256 != self._wanted.sha256:
+            raise LocalError(
+                "ArtifactMissing",
+                f"{self._config.target_dir} holds the record of another file than {self._wanted.file_name}; delete "
+                "this pod",
+            )
         if doubt:
             self._log(f"WARNING: {doubt}")
 

@@ -179,6 +179,12 @@ class Home:
             _check_kind(self.versions.path / name, found)
         return found is not None
 
+    @contextlib.contextmanager
+    def version(self, name: str) -> Iterator[Folder]:
+        """Open the folder of a version. Raises LocalError(PathUnsafe, PathOccupied, NodeStorage)."""
+        with contextlib.ExitStack() as stack:
+            yield _enter(self.versions, name, stack, create=False)
+
     def is_intact(self, installed: Installed) -> bool:
         """Say whether a version is there, executable, and hashes to what it should."""
         return is_intact(self.versions, installed)
@@ -217,8 +223,8 @@ class Home:
         with local("read", self.versions.path):
             if not name or not self.has(name):
                 return None
-            with self.versions.folder(name) as folder:
-                record = read_record(folder)
+        with self.version(name) as folder:
+            record = read_record(folder)
         if record is None:
             return None
         installed = Installed(name, record.version, record.sha256, record.file_name)
@@ -268,15 +274,18 @@ def read_current(folder: Folder) -> str:
 
 
 def is_intact(versions: Folder, installed: Installed) -> bool:
-    """Say whether a version is there, executable, and hashes to what it should."""
+    """Say whether a version is there, executable, nobody else's to change, and hashes to what it should."""
     try:
         with versions.folder(installed.name) as folder:
             file = folder.open_file(installed.file_name)
             if file is None:
                 return False
             with file:
+                found = os.fstat(file.fileno())
                 return (
-                    stat.S_IMODE(os.fstat(file.fileno()).st_mode) == 0o555
+                    _is_safe(os.fstat(folder.descriptor))
+                    # Whose owner is another can be changed by them; so can what somebody has under another name.
+                    and (found.st_uid, found.st_nlink, stat.S_IMODE(found.st_mode)) == (os.geteuid(), 1, 0o555)
                     and read_content(file, frozenset()).sha256 == installed.sha256
                 )
     except OSError:
@@ -384,9 +393,13 @@ def _check_kind(path: Path, found: os.stat_result) -> None:
 
 def _check(folder: Folder, found: os.stat_result) -> None:
     """Refuse a folder in which others could put something else under a name that we use."""
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    if not _is_safe(found):
         raise LocalError(
             "PathUnsafe",
             f"{folder.path} belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):04o}: others than "
             "root could replace what is installed there; chown it to root and chmod it to 0755, or choose another path",
         )
+
+
+def _is_safe(found: os.stat_result) -> bool:
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
