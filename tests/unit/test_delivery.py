@@ -32,6 +32,7 @@ VOLUME = {"mountPath": "/opt/agent", "containers": ["agent"]}
 CACHED = {"volume": VOLUME}
 UNCACHED = {"volume": {**VOLUME, "cache": "None"}}
 FILES_ONLY = {"host": {"path": "/opt/node-daemon"}}
+BY_COMMAND = {"host": {"path": "/opt/node-daemon", "activate": {"command": ["/bin/reload"]}, "health": {}}}
 BY_UNIT = {"host": {"path": "/opt/node-daemon", "activate": {"systemdUnit": "node-daemon.service"}}}
 CHECKED = {"host": {"path": "/opt/node-daemon", "health": {"http": {"port": 8080}, "periodSeconds": 30}}}
 ASKED = {"host": {"path": "/opt/node-daemon", "health": {"command": ["/bin/true"]}}}
@@ -172,6 +173,15 @@ def test_nothing_of_the_pod_runs_before_the_file_is_verified(delivery: dict[str,
                 id=f"{what}: to enter the node",
             )
             for what, delivery in (("a unit of the node", BY_UNIT), ("a daemon that is checked", CHECKED))
+        ),
+        pytest.param(
+            BY_COMMAND,
+            {
+                "outrider-fetch": (0, CACHING),
+                "outrider-install": (0, WRITING + ENTERING),
+                "outrider-host": (0, ()),
+            },
+            id="a command and nothing to check: what watches does not enter the node",
         ),
         pytest.param(
             ASKED,

@@ -151,6 +151,10 @@ def deliver_to_host(pod: Json, component: str, version: str, host: HostDelivery,
     # right after the installation: else its answer could be another one.
     health = host.health
     asks_by_command = health is not None and health.command is not None
+    asks_by_port = health is not None and health.http is not None
+    asks_unit = host.activate is not None and host.activate.systemd_unit is not None
+    # What a command has started and nothing checks is never looked at.
+    looks = asks_by_command or asks_by_port or asks_unit
     watching = {
         "name": names.HOST_CONTAINER,
         **_program(fetch, "outrider-host", "watch"),
@@ -162,7 +166,7 @@ def deliver_to_host(pod: Json, component: str, version: str, host: HostDelivery,
             "timeoutSeconds": (health.timeout_seconds if health is not None else 0) + _PROBE_SECONDS,
         },
         "volumeMounts": [{"name": names.VOLUME_HOST, "mountPath": _HOST_DIR, "readOnly": True}],
-        "securityContext": _on_node(_INSTALL_CAPABILITIES if asks_by_command else (), enters=enters),
+        "securityContext": _on_node(_INSTALL_CAPABILITIES if asks_by_command else (), enters=looks),
     }
     pod["containers"] = [watching, *(pod.get("containers") or [])]
     pod["initContainers"] = [
