@@ -87,6 +87,7 @@ e2e: tools ## The tests on a real control plane
 bench: tools ## Speed, writes and memory, each beside its yardstick (some 50 minutes)
 	@$(RUN) tests/bench/ingest.py
 	$(RUN) tests/bench/node.py
+	$(RUN) -m bench.realnode
 	$(RUN) -m bench.catalogue
 	$(RUN) -m bench.planning
 	$(RUN) -m bench.rollout
