@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 from localcluster.pki import KeyPair
+
+_BUSY_SECONDS = 15.0
+"""So long a server that is too busy, or has just learnt of a kind, is asked again."""
+_BUSY_PAUSE_SECONDS = 0.5
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -51,18 +56,26 @@ class ApiClient:
         content_type: str = "application/json",
         user: str | None = None,
     ) -> str:
-        """Make one request, as another user if one is named, and return the body; raise `ApiError` on 4xx and 5xx."""
+        """Make one request, as another user if one is named, and return the body; raise `ApiError` on 4xx and 5xx.
+
+        A server that says to come later (429: nothing was done) is asked again, as by every client of Kubernetes.
+        """
         payload = json.dumps(body).encode() if body is not None else None
         headers = {"Content-Type": content_type} if payload is not None else {}
         if user is not None:
             headers["Impersonate-User"] = user
-        try:
-            status, text = self._exchange(method, path, payload, headers)
-        except (http.client.HTTPException, ConnectionError, ssl.SSLError):
-            # A kept-alive connection that the server closed meanwhile shows only on use.
-            _close_all(self._idle)
-            self._idle.clear()
-            status, text = self._exchange(method, path, payload, headers)
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                status, text = self._exchange(method, path, payload, headers)
+            except (http.client.HTTPException, ConnectionError, ssl.SSLError):
+                # A kept-alive connection that the server closed meanwhile shows only on use.
+                _close_all(self._idle)
+                self._idle.clear()
+                status, text = self._exchange(method, path, payload, headers)
+            if status != http.HTTPStatus.TOO_MANY_REQUESTS or time.monotonic() > deadline:
+                break
+            time.sleep(_BUSY_PAUSE_SECONDS)
         if status >= 400:
             raise ApiError(method, path, status, text)
         return text
