@@ -52,7 +52,7 @@ _RESYNC_SECONDS = 300.0
 
 
 _ROLLOUT_RETRY_SECONDS = 15.0
-_ROLLOUT_SETTLE_SECONDS = 0.05
+_ROLLOUT_SETTLE_SECONDS = 0.1
 """Each node of a window waits twice for a pass: this is what its move takes longer than the moves of its pods."""
 _ROLLOUT_FIRST_SECONDS = 0.005
 """Where one node moves at a time nothing else comes to be gathered, and every moment is one without an agent."""
