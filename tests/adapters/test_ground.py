@@ -79,6 +79,17 @@ async def test_what_was_known_last_holds_while_the_api_server_is_down() -> None:
     assert (await namespaces.look("fleet", seconds=0)).pod_security == "baseline"
 
 
+async def test_what_cannot_be_changed_later_is_not_made_from_what_nobody_can_read_and_nothing_is_forgotten() -> None:
+    cluster = Objects(namespaces=namespace("baseline"))
+    namespaces = Namespaces(cast("Cluster", cluster))
+    await namespaces.look("fleet")
+    cluster.found["namespaces"] = DOWN
+    with pytest.raises(Transient, match="what namespace fleet enforces cannot be read") as caught:
+        await namespaces.look_closely("fleet")
+    assert caught.value.reason == "NamespaceUnknown"
+    assert (await namespaces.look("fleet")).pod_security == "baseline"
+
+
 # -- the command
 
 HOST = {"spec": {"delivery": {"host": {"path": "/opt/a"}}}}

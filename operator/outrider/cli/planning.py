@@ -34,6 +34,7 @@ from outrider.core.preview import Preview, preview_rollout
 from outrider.core.snapshot import Node, RolloutSnapshot
 from outrider.reconcile.adoption import Sight, adopted_name, project_legacy, project_legacy_pod, selector_text
 from outrider.reconcile.gathering import Caches, Gatherer, Memory
+from outrider.reconcile.namespaces import read_facts
 from outrider.reconcile.projections import (
     AgentDaemonSet,
     AgentPod,
@@ -119,7 +120,7 @@ async def find_ground(cluster: Cluster, namespace: str, body: Json) -> tuple[Gro
     if is_host or body["spec"].get("prePull"):
         found = await _try_to_get(cluster, NAMESPACES, None, namespace)
         if found is not None:
-            level = (found["metadata"].get("labels") or {}).get(names.LABEL_POD_SECURITY, "")
+            level = read_facts(found).pod_security
         else:
             assumptions.append(f"namespace {namespace} enforces no Pod Security level: it cannot be seen from here")
     return Ground(settings, level), tuple(assumptions)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from outrider.adapters.kube import NAMESPACES, Cluster
+from outrider.adapters.kube import NAMESPACES, Cluster, Json
 from outrider.api.errors import OutriderError, Transient
 from outrider.api.names import LABEL_POD_SECURITY
 
@@ -29,35 +29,41 @@ class Namespaces:
         self._cluster = cluster
         self._known: dict[str, tuple[float, NamespaceFacts]] = {}
 
-    async def look_closely(self, namespace: str) -> NamespaceFacts:
-        """Return what a namespace is like now, for what cannot be changed later. Raises Transient(NamespaceUnknown)."""
-        self._known.pop(namespace, None)
-        facts = await self.look(namespace, seconds=0)
-        if namespace not in self._known and not facts.terminating:
-            raise Transient("NamespaceUnknown", f"what namespace {namespace} enforces cannot be read at the moment")
-        return facts
-
     async def look(self, namespace: str, *, seconds: float = NAMESPACE_SECONDS) -> NamespaceFacts:
         """Return what a namespace is like, no older than so many seconds.
 
         If that cannot be found out it is what was known last, and else it stays and says nothing.
         """
-        moment = asyncio.get_running_loop().time()
         at, known = self._known.get(namespace, (float("-inf"), NamespaceFacts()))
-        if moment - at < seconds:
+        if asyncio.get_running_loop().time() - at < seconds:
             return known
+        try:
+            return await self.look_closely(namespace)
+        except Transient as error:
+            logger.info("%s", error.message)
+            return known
+
+    async def look_closely(self, namespace: str) -> NamespaceFacts:
+        """Return what a namespace is like now, for what cannot be changed later. Raises Transient(NamespaceUnknown)."""
+        moment = asyncio.get_running_loop().time()
         try:
             found = await self._cluster.get(NAMESPACES, None, namespace)
         except OutriderError as error:
-            logger.info("What namespace %s is like is not known: %s", namespace, error.message)
-            return known
+            raise Transient(
+                "NamespaceUnknown", f"what namespace {namespace} enforces cannot be read at the moment: {error.message}"
+            ) from None
         if found is None:
             self._known.pop(namespace, None)
             return NamespaceFacts(terminating=True)
-        metadata = found["metadata"]
-        facts = NamespaceFacts(
-            terminating=bool(metadata.get("deletionTimestamp")),
-            pod_security=(metadata.get("labels") or {}).get(LABEL_POD_SECURITY, ""),
-        )
+        facts = read_facts(found)
         self._known[namespace] = moment, facts
         return facts
+
+
+def read_facts(namespace: Json) -> NamespaceFacts:
+    """Return what matters of a Namespace object."""
+    metadata = namespace["metadata"]
+    return NamespaceFacts(
+        terminating=bool(metadata.get("deletionTimestamp")),
+        pod_security=(metadata.get("labels") or {}).get(LABEL_POD_SECURITY, ""),
+    )
