@@ -70,6 +70,17 @@ MountPath = Annotated[
 ]
 """Where a container sees a volume."""
 
+HttpPath = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=1024,
+        pattern=r"^/[!-~]*$",
+        json_schema_extra=worded("write a path that begins with '/', without spaces, such as /healthz"),
+    ),
+]
+"""What a GET asks for, with a query if it needs one."""
+
 PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 
 IntOrPercent = Annotated[

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from outrider.api.base import ApiModel, Time, one_of, worded
+from outrider.api.base import ApiModel, HttpPath, Time, one_of, worded
 from outrider.api.componentversion import ConfigMapKey, JobTemplate, SecretReference, Url
 
 COMPARISON_PATTERN = r"^(<|<=|>|>=|==|!=) ?-?[0-9]{1,15}([.][0-9]{1,15})?(e-?[0-9]{1,2})?$"
@@ -18,15 +18,7 @@ BodyText = Annotated[str, Field(min_length=1, max_length=256)]
 class HttpCheck(ApiModel):
     """A GET to the agent's pod, by its IP, from the operator. Any 2xx passes; redirects are not followed."""
 
-    path: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=1024,
-            pattern=r"^/[!-~]*$",
-            json_schema_extra=worded("write a path that begins with '/', without spaces, such as /healthz"),
-        ),
-    ] = "/"
+    path: HttpPath = "/"
     """What is asked for, with a query if it needs one."""
     port: Annotated[int, Field(ge=1, le=65535)]
     """The port that the agent listens on, in its pod."""

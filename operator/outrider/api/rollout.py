@@ -11,6 +11,7 @@ from outrider.api.base import (
     SET_LIST,
     ApiModel,
     Conditions,
+    HttpPath,
     IntOrPercent,
     LabelSelector,
     MountPath,
@@ -138,15 +139,7 @@ class HostActivation(ApiModel):
 class HostHttpCheck(ApiModel):
     """A GET on the node, to 127.0.0.1. Any 2xx passes; redirects are not followed."""
 
-    path: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=1024,
-            pattern=r"^/[!-~]*$",
-            json_schema_extra=worded("write a path that begins with '/', without spaces, such as /healthz"),
-        ),
-    ] = "/"
+    path: HttpPath = "/"
     """What is asked for."""
     port: Annotated[int, Field(ge=1, le=65535)]
     """The port that the daemon listens on."""

@@ -150,27 +150,26 @@ def _tell_batches(run: Json, batches: Sequence[Json], now: datetime) -> Iterator
     yield from _columns(rows)
     if hidden:
         yield f"  (and {len(hidden)} batches before them)"
+    results = [
+        result for found in pages.values() for page in found for result in (page.get("status") or {}).get("nodes") or []
+    ]
     moving = [
         f"{result['name']} {result['state']}"
         + (f" ({result['reason']})" if result.get("reason") not in {None, "", result["state"]} else "")
-        for found in pages.values()
-        for page in found
-        for result in (page.get("status") or {}).get("nodes") or []
+        for result in results
         if result["state"] not in RESULTS and result["state"] != "Pending"
     ]
     preparing = [
-        result["name"]
-        for found in pages.values()
-        for page in found
-        for result in (page.get("status") or {}).get("nodes") or []
-        if (result["state"], result.get("reason")) == ("Pending", "Preparing")
+        result["name"] for result in results if (result["state"], result.get("reason")) == ("Pending", "Preparing")
     ]
     if moving:
-        more = f" and {len(moving) - _SHOWN} more" if len(moving) > _SHOWN else ""
-        yield f"  now        {', '.join(moving[:_SHOWN])}{more}"
+        yield f"  now        {_first(moving)}"
     if preparing:
-        more = f" and {len(preparing) - _SHOWN} more" if len(preparing) > _SHOWN else ""
-        yield f"  prepares   {', '.join(preparing[:_SHOWN])}{more}: their agents run on"
+        yield f"  prepares   {_first(preparing)}: their agents run on"
+
+
+def _first(things: Sequence[str]) -> str:
+    return ", ".join(things[:_SHOWN]) + (f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else "")
 
 
 def _tell_failures(status: Json) -> Iterator[str]:

@@ -40,7 +40,7 @@ ADDED_CONTAINERS: Final[Mapping[str, frozenset[str]]] = {
 }
 """The containers that each delivery adds."""
 
-_OUR_CONTAINERS: Final = frozenset().union(*ADDED_CONTAINERS.values())
+OUR_CONTAINERS: Final = frozenset().union(*ADDED_CONTAINERS.values())
 """What they say is believed of a node, so that no other may have these names, whatever the delivery."""
 
 _OF_FETCHING: Final = {names.VOLUME_ARTIFACT, names.VOLUME_KEYS, names.VOLUME_CACHE, names.VOLUME_REGISTRY}
@@ -197,7 +197,7 @@ def find_collision(spec: RolloutSpec) -> str:
     """Return what is wrong when a template has a name that its delivery adds, "" if nothing is."""
     pod, kind = spec.template.get("spec") or {}, spec.delivery.kind
     containers = [entry for each in ("initContainers", "containers") for entry in pod.get(each) or []]
-    if taken := sorted({str(entry.get("name")) for entry in containers} & _OUR_CONTAINERS):
+    if taken := sorted({str(entry.get("name")) for entry in containers} & OUR_CONTAINERS):
         return (
             f"spec.template has a container called {taken[0]}, and Outrider's own have that name; call yours something "
             "else"
@@ -256,7 +256,7 @@ def fetch_container(component: str, version: str, fetch: FetchSettings, *, cache
         **_program(fetch, "outrider-fetch"),
         "env": [*_entries(environment), _field("OUTRIDER_NAMESPACE", "metadata.namespace")],
         "volumeMounts": mounts,
-        "securityContext": _security(root=cache, capabilities=_CACHE_CAPABILITIES if cache else ()),
+        "securityContext": container_security(root=cache, capabilities=_CACHE_CAPABILITIES if cache else ()),
     }
 
 
@@ -280,7 +280,7 @@ def _host_environment(component: str, version: str, host: HostDelivery, root: st
 
 def _on_node(capabilities: tuple[str, ...], *, enters: bool) -> Json:
     """Return what a container may that works on the node's own files, and `enters` its namespaces."""
-    security = _security(root=True, capabilities=capabilities + (_ENTER_CAPABILITIES if enters else ()))
+    security = container_security(root=True, capabilities=capabilities + (_ENTER_CAPABILITIES if enters else ()))
     if enters:
         # The default profile forbids what the capabilities are for.
         security["appArmorProfile"] = {"type": "Unconfined"}
@@ -297,7 +297,7 @@ def _program(fetch: FetchSettings, *command: str) -> Json:
     }
 
 
-def _security(*, root: bool, capabilities: Collection[str]) -> Json:
+def container_security(*, root: bool, capabilities: Collection[str] = ()) -> Json:
     """Return what a container of ours may: nothing, or as root no more than the capabilities named."""
     user = 0 if root else _USER
     return {

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from outrider.api import names
 from outrider.api.rollout import BatchNode, NodeResult, RolloutSpec, RolloutStatus, RunStatus
+from outrider.core.delivery import OUR_CONTAINERS, container_security
 from outrider.core.gates import why_shut
 from outrider.core.health import find_refusal
 from outrider.core.plan import DeletePrepare, PrepareNodes
@@ -39,8 +40,6 @@ MOST: Final = 500
 _IDLE_DIR: Final = "/outrider/idle"
 _IDLE: Final = f"{_IDLE_DIR}/idle"
 _VOLUME_IDLE: Final = "outrider-idle"
-_USER: Final = 65532
-_OURS: Final = frozenset({names.FETCH_CONTAINER, names.INSTALL_CONTAINER, names.HOST_CONTAINER})
 
 _KEPT: Final = (
     "nodeSelector",
@@ -313,7 +312,7 @@ def _build_pod(agent: Json, annotations: Mapping[str, str], nodes: Sequence[Node
     mounted = {mount["name"] for mount in init["volumeMounts"]}
     images: dict[str, str] = {}
     for one in containers:
-        if one["name"] not in _OURS and one["image"] != fetch_image:
+        if one["name"] not in OUR_CONTAINERS and one["image"] != fetch_image:
             images.setdefault(one["image"], one.get("imagePullPolicy") or "IfNotPresent")
     selinux = (agent.get("securityContext") or {}).get("seLinuxOptions")
     return {
@@ -356,17 +355,6 @@ def _terms(agent: Json, nodes: Sequence[Node], assignment_key: str) -> list[Json
     return terms
 
 
-_UNPRIVILEGED: Final[Json] = {
-    "runAsUser": _USER,
-    "runAsGroup": _USER,
-    "runAsNonRoot": True,
-    "readOnlyRootFilesystem": True,
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-
-
 def _prepare_container(fetch: Json | None, image: str) -> Json:
     """Return the container that fills the cache, if the agent's one has a cache, and hands out the idle program."""
     mode = [
@@ -389,7 +377,7 @@ def _prepare_container(fetch: Json | None, image: str) -> Json:
         "volumeMounts": [idle],
         "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "192Mi"}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": copy.deepcopy(_UNPRIVILEGED),
+        "securityContext": container_security(root=False),
     }
 
 
@@ -402,5 +390,5 @@ def _idle_container(name: str, image: str, policy: str) -> Json:
         "command": [_IDLE],
         "volumeMounts": [{"name": _VOLUME_IDLE, "mountPath": _IDLE_DIR, "readOnly": True}],
         "resources": {"requests": {"cpu": "1m", "memory": "4Mi"}, "limits": {"memory": "16Mi"}},
-        "securityContext": copy.deepcopy(_UNPRIVILEGED),
+        "securityContext": container_security(root=False),
     }

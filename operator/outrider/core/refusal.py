@@ -16,10 +16,9 @@ EXIT_REFUSED: Final = 3
 EXIT_LOCAL: Final = 4
 """The node cannot take it: no space, a folder that is read-only, an activation that failed."""
 
-_MAX_REASON = 64
-"""As in `NodeResult`."""
 _MAX_MESSAGE = 1024
-# One quantifier for the word: a message from a node must not decide how long it takes to look at it.
+# One quantifier for the word, which is no longer than `NodeResult` takes it:
+# a message from a node must not decide how long it takes to look at it.
 _LINE = re.compile(
     r"(?:outrider-[a-z]{1,16}: )?(?P<reason>[A-Z][a-z][A-Za-z0-9]{0,62}(?<=[a-z0-9])): (?P<message>.*\S)"
 )
@@ -54,7 +53,7 @@ def read_refusal(container: str, exit_code: object, message: object) -> Refusal 
     said = lines[-1] if lines else ""
     printable = "".join(one for one in said if one.isprintable())[:_MAX_MESSAGE]
     match = _LINE.fullmatch(printable)
-    if match is not None and len(match["reason"]) <= _MAX_REASON:
+    if match is not None:
         return Refusal(match["reason"], match["message"], final, installs and match["reason"] in _PUTS_BACK)
     return Refusal(
         "ArtifactRefused",

@@ -5,14 +5,14 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from outrider import __version__
 from outrider.api.errors import Stalling
+from outrider.core.refusal import EXIT_CONFIG, EXIT_LOCAL, EXIT_REFUSED
 from outrider.node.cache import Cache, CacheError
 from outrider.node.config import USAGE, Config, ConfigError, IdleConfig, read_config, read_idle_config
-from outrider.node.ending import EXIT_CONFIG, EXIT_LOCAL, EXIT_REFUSED, EXIT_TERMINATED, fail
+from outrider.node.ending import fail, terminate
 from outrider.node.files import Folder, LocalError, local
 from outrider.node.idle import build_idle
 from outrider.node.privileges import become
@@ -33,7 +33,7 @@ def run(arguments: list[str], environ: Mapping[str, str]) -> int:
         print(USAGE, end="")
         return 0 if arguments == ["--help"] else EXIT_CONFIG
     # As process 1 of a container, nothing but a handler makes SIGTERM end it: a pod could not be deleted in time.
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         idle = read_idle_config(environ)
         if idle is not None:
@@ -105,10 +105,6 @@ def _put_idle(path: Path) -> None:
 
 def _log(line: str) -> None:
     print(f"outrider-fetch: {line}", file=sys.stderr, flush=True)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(EXIT_TERMINATED)
 
 
 if __name__ == "__main__":

@@ -105,11 +105,6 @@ class Host:
         return ""
 
     @property
-    def can_look(self) -> bool:
-        """Say whether anything tells if the daemon works."""
-        return bool(self._config.health.command or self._config.health.port or self._asks_unit)
-
-    @property
     def _asks_unit(self) -> bool:
         health, activation = self._config.health, self._config.activation
         return not health.command and not health.port and activation is not None and bool(activation.unit)

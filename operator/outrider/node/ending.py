@@ -1,16 +1,15 @@
 """How a program on a node ends: a code, and one line for the kubelet, which hands it to the operator."""
 
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 from outrider.api.errors import OutriderError
 from outrider.node.config import DEFAULT_TERMINATION_LOG
 
-EXIT_CONFIG: Final = 2
-EXIT_REFUSED: Final = 3
-EXIT_LOCAL: Final = 4
 EXIT_TERMINATED: Final = 128 + signal.SIGTERM
 
 _MAX_TERMINATION_BYTES: Final = 4096
@@ -30,3 +29,8 @@ def fail(environ: Mapping[str, str], code: int, error: OutriderError, log: Calla
     except OSError:
         pass
     return code
+
+
+def terminate(_signum: int, _frame: FrameType | None) -> NoReturn:
+    """End, as whoever sends SIGTERM asks: a handler for it."""
+    sys.exit(EXIT_TERMINATED)

@@ -5,13 +5,13 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from types import FrameType
 from typing import Final, NoReturn
 
 from outrider import __version__
 from outrider.api.errors import Stalling
+from outrider.core.refusal import EXIT_CONFIG, EXIT_LOCAL, EXIT_REFUSED
 from outrider.node.config import ConfigError
-from outrider.node.ending import EXIT_CONFIG, EXIT_LOCAL, EXIT_REFUSED, EXIT_TERMINATED, fail
+from outrider.node.ending import fail, terminate
 from outrider.node.files import LocalError
 from outrider.node.hostconfig import USAGE, HostConfig, read_host_config
 
@@ -36,7 +36,7 @@ def run(arguments: list[str], environ: Mapping[str, str]) -> int:
             print(USAGE, end="")
             return 0 if arguments == ["--help"] else EXIT_CONFIG
     # As process 1 of a container, nothing but a handler makes SIGTERM end it: a pod could not be deleted in time.
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     # What is made for everybody to run is readable for everybody, however this was started.
     os.umask(0o022)
     try:
@@ -98,10 +98,6 @@ def _check(config: HostConfig) -> int:
 
 def _log(line: str) -> None:
     print(f"outrider-host: {line}", file=sys.stderr, flush=True)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(EXIT_TERMINATED)
 
 
 if __name__ == "__main__":
