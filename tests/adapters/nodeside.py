@@ -5,7 +5,8 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import outrider
@@ -111,6 +112,22 @@ def publish(
         for piece in [Evidence("Detached", signer.detached(data))] if evidence is None else evidence:
             store_evidence(client, REPOSITORY, manifest, piece)
         return store_index(client, REPOSITORY, component, version, {platform: manifest}, publish=True).digest
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process that was started with its log in a pipe."""
+    process.kill()
+    process.wait()
+    if process.stderr is not None:
+        process.stderr.close()
 
 
 class CountingRegistry(RealRegistry):

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapters.nodeside import PLATFORM, Node, publish
+from adapters.nodeside import PLATFORM, Node, end, publish, wait_for
 from adapters.realservers import RealHttpServer, RealRegistry, free_port, sha256_of
 from adapters.signing import MakeSigner
 from outrider.node.config import ConfigError
@@ -674,7 +674,7 @@ def test_a_daemon_that_a_finished_command_has_started_outlives_its_installer(mac
     assert machine.activate is not None
     daemon = tmp_path / "daemon"
     machine.activate = {"command": ["/bin/sh", "-c", f"sleep 600 > /dev/null 2>&1 & echo $! > {daemon}"]}
-    machine.health = {"timeoutSeconds": 60, "command": ["/bin/sh", "-c", f"touch {tmp_path}/asked; sleep 60"]}
+    machine.health = {"timeoutSeconds": 60, "command": ["/bin/sh", "-c", f"sleep 60 & touch {tmp_path}/asked; wait"]}
     process = machine.start(GOOD, pod="that is killed")
     try:
         wait_for((tmp_path / "asked").exists)
@@ -1168,17 +1168,3 @@ def test_it_loads_nothing_that_speaks_to_registries() -> None:
 def stat_field(process: int) -> str:
     """When it was started."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    if process.stderr is not None:
-        process.stderr.close()

@@ -10,12 +10,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from adapters.nodeside import FILE, MACHINE, PLATFORM, REPOSITORY, SHA256, CountingRegistry, Node, publish
+from adapters.nodeside import (
+    FILE,
+    MACHINE,
+    PLATFORM,
+    REPOSITORY,
+    SHA256,
+    CountingRegistry,
+    Node,
+    end,
+    publish,
+    wait_for,
+)
 from adapters.realservers import RealRegistry, sha256_of
 from adapters.signing import MakeSigner, Signer
 from outrider.node.cache import KEPT, Cache
@@ -807,17 +818,3 @@ def test_a_second_copy_of_the_cache_s_rules_is_not_needed(node: Node, cache: Pat
     opened = Cache.open(config.cache_dir, config)
     opened.use()
     assert fetch(config, lambda _: None, machine=MACHINE, cache=opened) == node.file
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    if process.stderr is not None:
-        process.stderr.close()
