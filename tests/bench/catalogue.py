@@ -8,7 +8,6 @@ yardstick of the start is a start of the same operator on the same cluster befor
 """
 
 import argparse
-import base64
 import hashlib
 import sys
 import tempfile
@@ -22,8 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator")]
 
 from adapters.realservers import RealHttpServer  # noqa: E402
-from adapters.signing import Signer  # noqa: E402
-from bench.operatorprocess import NAMESPACE, OperatorProcess  # noqa: E402
+from bench.operatorprocess import OperatorProcess, install_outrider  # noqa: E402
 from localcluster import Cluster  # noqa: E402
 from localcluster.apiclient import Object  # noqa: E402
 from outrider.api import names  # noqa: E402
@@ -49,22 +47,7 @@ class Bench:
 
     def prepare(self) -> None:
         """Install Outrider without its Deployment, a key to trust, and the namespace of the versions."""
-        install = (ROOT / "install.yaml").read_text()
-        self.cluster.kubectl_run("apply", "--server-side", "--force-conflicts", "-f", "-", input=install)
-        self.cluster.kubectl_run("scale", "-n", NAMESPACE, "deployment/outrider", "--replicas=0")
-        crds = [f"crd/{plural}.outrider.dev" for plural in ("componentversions", "rollouts", "rolloutbatches")]
-        self.cluster.kubectl_run("wait", "--for=condition=Established", "--timeout=60s", *crds)
-        self.signer = Signer(self.folder, "key", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
-        key = base64.b64encode(self.signer.public.read_bytes()).decode()
-        self.client.apply(
-            f"/api/v1/namespaces/{NAMESPACE}/secrets/bench-key",
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": "bench-key", "labels": {names.LABEL_TRUST_KEY: "true"}},
-                "data": {"key.pub": key},
-            },
-        )
+        self.signer = install_outrider(self.cluster, self.folder)
         self.client.create("/api/v1/namespaces", {"metadata": {"name": FLEET}})
 
     def start(self, passes: int) -> tuple[OperatorProcess, float]:

@@ -1,5 +1,6 @@
 """The operator as a process here, with the rights and by the code path that it has in its pod."""
 
+import base64
 import os
 import re
 import signal
@@ -10,7 +11,9 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from adapters.signing import Signer
 from localcluster import Cluster
+from outrider.api import names
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "outrider-system"
@@ -119,6 +122,25 @@ class OperatorProcess:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         return sum(int(float(n)) for n in re.findall(pattern, text, re.MULTILINE))
+
+
+def install_outrider(cluster: Cluster, folder: Path) -> Signer:
+    """Install Outrider without its Deployment, and a key to trust; return who signs with that."""
+    cluster.kubectl_run("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "install.yaml"))
+    cluster.kubectl_run("scale", "-n", NAMESPACE, "deployment/outrider", "--replicas=0")
+    crds = [f"crd/{plural}.outrider.dev" for plural in ("componentversions", "rollouts", "rolloutbatches")]
+    cluster.kubectl_run("wait", "--for=condition=Established", "--timeout=60s", *crds)
+    signer = Signer(folder, "key", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
+    cluster.client().apply(
+        f"/api/v1/namespaces/{NAMESPACE}/secrets/bench-key",
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "bench-key", "labels": {names.LABEL_TRUST_KEY: "true"}},
+            "data": {"key.pub": base64.b64encode(signer.public.read_bytes()).decode()},
+        },
+    )
+    return signer
 
 
 def _put_account(cluster: Cluster, folder: Path) -> None:

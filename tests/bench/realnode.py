@@ -12,7 +12,6 @@ from the last answer of the old version to the first answer of the new one.
 """
 
 import argparse
-import base64
 import copy
 import hashlib
 import http.client
@@ -32,8 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator")]
 
 from adapters.realtools import offline_tools  # noqa: E402
-from adapters.signing import Signer  # noqa: E402
-from bench.operatorprocess import NAMESPACE, OperatorProcess  # noqa: E402
+from bench.operatorprocess import OperatorProcess, install_outrider  # noqa: E402
 from bench.watching import Json, Watch  # noqa: E402
 from localcluster import Cluster, images  # noqa: E402
 from localcluster.addresses import LOOPBACK  # noqa: E402
@@ -228,21 +226,7 @@ class Bench:
         """Install Outrider without its Deployment, a key to trust, and the images."""
         self.cluster.load_image(images.build_operator_image(ROOT, FETCH_IMAGE))
         self.cluster.load_image(images.build_busybox_image(AGENT_IMAGE))
-        install = ROOT / "install.yaml"
-        self.cluster.kubectl_run("apply", "--server-side", "--force-conflicts", "-f", str(install))
-        self.cluster.kubectl_run("scale", "-n", NAMESPACE, "deployment/outrider", "--replicas=0")
-        crds = [f"crd/{plural}.outrider.dev" for plural in ("componentversions", "rollouts", "rolloutbatches")]
-        self.cluster.kubectl_run("wait", "--for=condition=Established", "--timeout=60s", *crds)
-        self.signer = Signer(self.folder, "key", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
-        self.client.apply(
-            f"/api/v1/namespaces/{NAMESPACE}/secrets/bench-key",
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": "bench-key", "labels": {names.LABEL_TRUST_KEY: "true"}},
-                "data": {"key.pub": base64.b64encode(self.signer.public.read_bytes()).decode()},
-            },
-        )
+        self.signer = install_outrider(self.cluster, self.folder)
 
     def publish_files(self) -> None:
         """Publish both versions as files."""

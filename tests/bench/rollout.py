@@ -17,7 +17,6 @@ process on this machine with the rights of its ServiceAccount and nothing else; 
 """
 
 import argparse
-import base64
 import hashlib
 import json
 import random
@@ -36,9 +35,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator")]
 
-from adapters.signing import Signer  # noqa: E402
 from bench.counting import WRITTEN, Counts, install_counters, read_counts, remove_counters  # noqa: E402
-from bench.operatorprocess import ACCOUNT, NAMESPACE, OperatorProcess  # noqa: E402
+from bench.operatorprocess import ACCOUNT, NAMESPACE, OperatorProcess, install_outrider  # noqa: E402
 from bench.watching import BrokenWatch, FleetWatch  # noqa: E402
 from localcluster import Cluster  # noqa: E402
 from localcluster.apiclient import ApiError, Object  # noqa: E402
@@ -124,22 +122,7 @@ class Bench:
 
     def prepare(self) -> None:
         """Install Outrider without its Deployment, which would run on fake nodes, and a key to trust."""
-        self.cluster.kubectl_run(
-            "apply", "--server-side", "--force-conflicts", "-f", "-", input=(ROOT / "install.yaml").read_text()
-        )
-        self.cluster.kubectl_run("scale", "-n", NAMESPACE, "deployment/outrider", "--replicas=0")
-        crds = [f"crd/{plural}.outrider.dev" for plural in ("componentversions", "rollouts", "rolloutbatches")]
-        self.cluster.kubectl_run("wait", "--for=condition=Established", "--timeout=60s", *crds)
-        self.signer = Signer(self.folder, "key", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
-        self.client.apply(
-            f"/api/v1/namespaces/{NAMESPACE}/secrets/bench-key",
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": "bench-key", "labels": {names.LABEL_TRUST_KEY: "true"}},
-                "data": {"key.pub": base64.b64encode(self.signer.public.read_bytes()).decode()},
-            },
-        )
+        self.signer = install_outrider(self.cluster, self.folder)
         install_counters(self.cluster, NAMESPACE, ACCOUNT)
 
     # -- the yardstick

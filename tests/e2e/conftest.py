@@ -2,11 +2,9 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import time
-import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 
 from e2e.files import FileServer
 from e2e.operator_process import OperatorProcess, complaints
-from e2e.story import SYSTEM, Given, Story, Then, When
+from e2e.story import SYSTEM, Given, Story, Then, When, name_story
 from e2e.watching import Api
 from localcluster import Cluster, toolchain
 
@@ -288,9 +286,8 @@ def story(
     request: pytest.FixtureRequest, local: Cluster, operator: OperatorProcess, files: FileServer, tmp_path: Path
 ) -> Iterator[Story]:
     """What this test owns: a namespace, nodes, a key, files."""
-    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())
     made = Story(
-        f"{words[:20].strip('-')}-{zlib.crc32(f'{request.node.nodeid}{time.time()}'.encode()):08x}",
+        name_story(request.node),
         Api(local, operator.log_tail),
         local,
         operator,

@@ -3,11 +3,15 @@
 import contextlib
 import hashlib
 import json
+import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from e2e.agents import PATH, Agents
 from e2e.files import P256, Answer, FileServer, Signer
@@ -89,6 +93,12 @@ def agent_template(realistic: bool = False, **container: Any) -> Object:
 def http_check(agents: Agents, **check: Any) -> Object:
     """Health: agents are asked themselves."""
     return {"path": f"/{PATH}", "port": agents.port, **check}
+
+
+def name_story(test: pytest.Item) -> str:
+    """Return a name for what a test owns: the beginning of its own, and what no other run of it has."""
+    words = re.sub(r"[^a-z0-9]+", "-", test.name.removeprefix("test_").lower())
+    return f"{words[:20].strip('-')}-{zlib.crc32(f'{test.nodeid}{time.time()}'.encode()):08x}"
 
 
 def digest_of(content: bytes) -> str:

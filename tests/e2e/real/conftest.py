@@ -1,9 +1,6 @@
 """A cluster with two real nodes, and the operator beside it: for the tests in this folder."""
 
 import os
-import re
-import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import pytest
 from e2e.files import FileServer
 from e2e.operator_process import OperatorProcess, complaints
 from e2e.real.fleet import AGENT_IMAGE, REGISTRY_SECRET, RealStory, Then
-from e2e.story import SYSTEM
+from e2e.story import SYSTEM, name_story
 from e2e.watching import Api
 from localcluster import Cluster, images, realnode
 from localcluster.middleman import Middleman
@@ -92,9 +89,8 @@ def story(
     tmp_path: Path,
 ) -> Iterator[RealStory]:
     """What this test owns: a namespace, nodes as long as it lasts, a key, files."""
-    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())
     made = RealStory(
-        f"{words[:20].strip('-')}-{zlib.crc32(f'{request.node.nodeid}{time.time()}'.encode()):08x}",
+        name_story(request.node),
         Api(local, operator.log_tail),
         local,
         operator,
