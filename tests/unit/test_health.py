@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from outrider.api.checks import HttpCheck
 from outrider.api.rollout import Health
-from outrider.core.health import CANNOT_START, HEALTHY, Verdict, is_sound, judge_pods
+from outrider.core.health import CANNOT_START, HEALTHY, Verdict, find_sound, judge_pods
 from outrider.core.refusal import Refusal
-from outrider.core.snapshot import Measurement, Pod
+from outrider.core.snapshot import Measurement, Node, Pod
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 HEALTH = Health(timeout_seconds=300, min_ready_seconds=10, max_restarts=2)
@@ -288,7 +288,11 @@ def test_every_verdict_that_is_not_healthy_has_a_reason_and_a_message(pods: list
 def test_what_is_sound_at_one_glance_has_nothing_against_it(pods: list[Pod]) -> None:
     for one in pods:
         verdict = judge_pods([one], "B", HEALTH, NOW)
-        if is_sound(one, "B", HEALTH):
+        sound = find_sound([Node("n", "u", {}, ready=True)], {"n": [one]}, "B", HEALTH)
+        assert not find_sound([Node("n", "u", {}, ready=False)], {"n": [one]}, "B", HEALTH)
+        assert not find_sound([Node("n", "u", {}, ready=True)], {"n": [one, one]}, "B", HEALTH)
+        if sound:
+            assert sound == {"u"}
             assert verdict.state == "Healthy" or verdict.reason == "MinReady"
 
 

@@ -42,7 +42,14 @@ class Store(Generic[T]):
     def __init__(self, project: Callable[[Json, T | None], T], on_change: Callable[[T | None, T | None], None]) -> None:
         self._project = project
         self._on_change = on_change
+        self._listeners: list[Callable[[T | None, T | None], None]] = []
         self._items: dict[Key, tuple[int, T]] = {}
+
+    def listen(self, listener: Callable[[T | None, T | None], None]) -> None:
+        """Have `listener(before, after)` called for what is stored already, and before `on_change` for each change."""
+        self._listeners.append(listener)
+        for _, item in list(self._items.values()):
+            listener(None, item)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -69,7 +76,7 @@ class Store(Generic[T]):
         after = self._project(obj, before)
         self._items[key] = (version, after)
         if before != after:
-            self._on_change(before, after)
+            self._tell(before, after)
 
     def update(self, obj: Json) -> None:
         """Take over the answer to our own patch, unless the object was deleted since: then it stays deleted."""
@@ -82,7 +89,12 @@ class Store(Generic[T]):
         if known is None or (version is not None and known[0] > version):
             return
         del self._items[key]
-        self._on_change(known[1], None)
+        self._tell(known[1], None)
+
+    def _tell(self, before: T | None, after: T | None) -> None:
+        for listener in self._listeners:
+            listener(before, after)
+        self._on_change(before, after)
 
     def keep_only(self, keys: set[Key], version: int) -> None:
         """Forget what a complete list of that version does not hold: deletions that nobody told."""

@@ -1,13 +1,14 @@
 """What the agent's pod on a node says about the node's move: healthy, failed, or still on its way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 from outrider.api.names import ROLE_REVISION
 from outrider.api.rollout import Health
-from outrider.core.snapshot import Pod
+from outrider.core.snapshot import Node, Pod
 
 CANNOT_START = frozenset(
     {
@@ -53,19 +54,23 @@ INIT_RETRIES = 3
 some wait for a neighbour by crashing."""
 
 
-def is_sound(pod: Pod, revision: str, health: Health) -> bool:
-    """Tell whether `judge_pods` would have nothing against a node with this one pod, but that it is Ready only now."""
-    return (
-        pod.ready_since is not None
+def find_sound(
+    nodes: Iterable[Node], pods: Mapping[str, Sequence[Pod]], revision: str, health: Health
+) -> AbstractSet[str]:
+    """Return the UIDs of the Ready nodes with just one pod, against which `judge_pods` would have nothing.
+
+    But that it is Ready only now. They are most of a fleet in every pass, so that each is only glanced at.
+    """
+    pods_on, most = pods.get, health.max_restarts
+    return {
+        node.uid
+        for node in nodes
+        if node.ready
+        and len(there := pods_on(node.name, ())) == 1
+        and (pod := there[0]).is_well
         and pod.revision == revision
-        and pod.role == ROLE_REVISION
-        and pod.live
-        and not pod.terminating
-        and not pod.trouble
-        and not pod.refusal
-        and (pod.check is None or pod.check.verdict != "Fail")
-        and pod.restarts <= health.max_restarts
-    )
+        and pod.restarts <= most
+    }
 
 
 def find_agent(pods: Sequence[Pod], revision: str) -> Pod | None:

@@ -8,7 +8,7 @@ from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import BatchNode, NodeResult, RunStatus
 from outrider.core import batches as arithmetic
 from outrider.core.fleet import is_excluded
-from outrider.core.health import Verdict, is_sound, judge_pods
+from outrider.core.health import Verdict, find_sound, judge_pods
 from outrider.core.moves import is_leaving, leaving
 from outrider.core.prepare import is_due, judge_waiting, was_never_touched
 from outrider.core.probes import is_asked
@@ -48,21 +48,14 @@ def judge_nodes(work: Work) -> None:
 
 
 def _find_well(work: Work) -> Mapping[str, AbstractSet[str]]:
-    """Return which nodes have nothing against them where they are assigned to: their UIDs, by assignment.
-
-    They are most of a fleet in every pass, so that each is only glanced at.
-    """
-    pods_on, health = work.seen.pods.get, work.seen.spec.health
+    """Return which nodes have nothing against them where they are assigned to: their UIDs, by assignment."""
+    pods, health = work.seen.pods, work.seen.spec.health
     found: dict[str, AbstractSet[str]] = {}
     for assignment, nodes in work.by_assignment.items():
         if assignment == ASSIGNMENT_NONE:
             found[assignment] = {node.uid for node in nodes if node.ready}
         elif assignment is not None and not is_leaving(assignment):
-            found[assignment] = {
-                node.uid
-                for node in nodes
-                if node.ready and len(there := pods_on(node.name, ())) == 1 and is_sound(there[0], assignment, health)
-            }
+            found[assignment] = find_sound(nodes, pods, assignment, health)
     return found
 
 

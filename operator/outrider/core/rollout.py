@@ -364,6 +364,7 @@ def move_open_batches(work: Work) -> None:
                 "paused_seconds": work.paused_seconds(),
             }
         )
+    work.moving = places.moving
     tell_blocked_returns(work, blocked)
     tell_required_returns(work, broken)
 
@@ -375,8 +376,7 @@ def wait_for_the_batch(work: Work) -> None:
     stored = work.run_batches()
     if open_batches := [batch for batch in stored if work.finished[batch.name] is None]:
         if window.rolls_in_a_window(work) and not any(batch.spec.step for batch in open_batches):
-            places = window.count_places(work)
-            work.gate = f"{places.moving} nodes are being moved, at most {places.limit} at a time"
+            work.gate = f"{work.moving} nodes are being moved, at most {window.find_limit(work)} at a time"
         else:
             work.gate = f"batch {work.run.batches}: waiting for its nodes to become healthy"
             work.ended = True

@@ -102,6 +102,21 @@ class Pod:
     unschedulable: str = ""
     ip: str = ""
     check: Measurement | None = None
+    is_well: bool = field(init=False, repr=False, compare=False)
+    """Whether nothing speaks against the agent but, maybe, how often it restarted: most of a fleet, in every pass."""
+
+    def __post_init__(self) -> None:
+        """Find out once what every pass asks."""
+        is_well = (
+            self.ready_since is not None
+            and self.role == ROLE_REVISION
+            and self.live
+            and not self.terminating
+            and not self.trouble
+            and not self.refusal
+            and (self.check is None or self.check.verdict != "Fail")
+        )
+        object.__setattr__(self, "is_well", is_well)
 
 
 @dataclass(frozen=True, slots=True)

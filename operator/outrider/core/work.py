@@ -76,10 +76,10 @@ class Work:
     for each other. `shut` is why no node may set out for another version now (ways back are open), and `waiting` what
     the run waits for while nothing of it is under way. `unknown` are nodes, with why, whose check has told nothing
     until their deadline. `questions` are checks to be asked. `preparing` counts nodes of started batches that wait
-    until they are prepared, which `preparations` see to. `target` is the hash of the target whose nodes are all known.
-    `fits` remembers which kinds of nodes fit which revisions, `breaches` what would be broken on which. `form` says
-    which nodes the DaemonSet that was taken over wants (None: there is none), and `adoption` is what the status will
-    say of it.
+    until they are prepared, which `preparations` see to. `moving` are without a working agent because of the run.
+    `target` is the hash of the target whose nodes are all known. `fits` remembers which kinds of nodes fit which
+    revisions, `breaches` what would be broken on which. `form` says which nodes the DaemonSet that was taken over
+    wants (None: there is none), and `adoption` is what the status will say of it.
 
     A fleet may be large, and a pass short: what most policies look at is counted, or sorted by what it is, once.
     """
@@ -109,6 +109,7 @@ class Work:
     questions: list[Action] = field(default_factory=list)
     preparations: list[Action] = field(default_factory=list)
     preparing: int = 0
+    moving: int = 0
     deadlock: Hindrance | None = None
     target: str | None = None
     shut: Hindrance | None = None

@@ -30,13 +30,9 @@ from outrider.core.compatibility import VersionRules, read_rules
 from outrider.core.fleet import (
     Claim,
     VersionFacts,
-    carries_assignment,
     find_hindrance,
     may_overlap,
-    select_leavers,
-    select_members,
 )
-from outrider.core.moves import target_of
 from outrider.core.plan import Plan
 from outrider.core.prepare import is_counting, token_of
 from outrider.core.requests import ORDER, is_answered, named_version
@@ -57,6 +53,7 @@ from outrider.core.snapshot import (
 )
 from outrider.core.states import ONGOING, SETTLED
 from outrider.reconcile.adoption import Sight
+from outrider.reconcile.fleetview import AgentIndex, Claims, Fleet, FleetView, NodeLog
 from outrider.reconcile.projections import AgentDaemonSet, AgentPod, StoredBatch
 from outrider.settings import Settings
 
@@ -111,6 +108,7 @@ class Memory:
     """The wanted revision whose version is being verified anew, and since when that is asked for."""
     uid: str = ""
     reading: Reading | None = None
+    view: FleetView | None = None
     told_status: tuple[Json, Json] | None = None
     """A stored Rollout, and the part of its status that is ours."""
     probes: dict[str, Probed] = field(default_factory=dict)
@@ -145,6 +143,13 @@ class Caches:
     pods: Store[AgentPod]
     daemonsets: Store[AgentDaemonSet]
     batches: Store[StoredBatch]
+    agents: AgentIndex = field(init=False)
+    node_log: NodeLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Keep what each look needs sorted as it comes in."""
+        object.__setattr__(self, "agents", AgentIndex(self.pods))
+        object.__setattr__(self, "node_log", NodeLog(self.nodes))
 
 
 class Gatherer:
@@ -174,7 +179,9 @@ class Gatherer:
         key = names.assignment_key(namespace, spec.component)
         requests = tuple(self._requests(body, status, memory))
 
-        pods, preparing = self._pods(namespace, spec)
+        ignored = frozenset(spec.health.ignore_restarts_of)
+        pods = self._caches.agents.pods(namespace, spec.component, ignored=ignored)
+        preparing = self._caches.agents.pods(namespace, spec.component, preparing=True, ignored=ignored)
         if memory.probes:
             is_asking = status.run is not None and status.run.state in ONGOING
             _add_measurements(pods, spec.health.http if is_asking else None, memory)
@@ -201,28 +208,28 @@ class Gatherer:
             platforms = frozenset(artifact.platform for artifact in version.status.artifacts)
             wanted_rules = self._read_rules(namespace, spec.component, spec.version, platforms)
         known_rules = [*rules.values(), *([wanted_rules] if wanted_rules is not None else [])]
-        all_nodes = list(self._caches.nodes.values())
-        older = [claim for claim in others if claim.is_older]
-        members, foreign = select_members(all_nodes, spec.target, older)
-        leavers = select_leavers(all_nodes, key, revisions, members, others)
-        batches = tuple(self._batches(namespace, uid, memory))
         sight = self._sight(f"{namespace}/{name}")
+        known = revisions.keys() | ({names.ASSIGNMENT_LEGACY} if sight is not None else set())
+        claims = Claims(
+            key,
+            spec.target,
+            tuple(others),
+            frozenset(revisions),
+            frozenset(known),
+            deleting=deleting,
+            all_assigned=namespace_terminating,
+        )
+        fleet = self._look(claims, memory)
+        nodes, members, foreign, leavers = fleet.nodes, fleet.members, fleet.foreign, fleet.leavers
+        batches = tuple(self._batches(namespace, uid, memory))
         legacy = None
         if sight is not None:
+            all_nodes = list(self._caches.nodes.values())
             legacy = sight.describe(key, spec.target, status.adoption, all_nodes, members, leaving=_leaves(body))
             for pod in sight.controlled():
-                pods.setdefault(pod.node, []).append(pod)
-        known = {**revisions, names.ASSIGNMENT_LEGACY: ""} if legacy is not None else revisions
-        nodes = {
-            node.name: node
-            for node in all_nodes
-            if node.name in members
-            or node.name in leavers
-            or (key in node.labels and (deleting or node.name not in foreign) and _is_ours(node, key, known))
-            or (namespace_terminating and key in node.labels)
-        }
+                pods[pod.node] = (*pods.get(pod.node, ()), pod)
         now = clock.now()
-        without = (name for name in members if name not in pods and nodes[name].labels.get(key) in revisions)
+        without = (name for name in members - pods.keys() if nodes[name].labels.get(key) in revisions)
         memory.without_agent_since = {name: memory.without_agent_since.get(name, now) for name in without}
         zones = {window.time_zone: zone for window in spec.windows if (zone := clock.find_zone(window.time_zone))}
         _note_unprepared(
@@ -261,14 +268,14 @@ class Gatherer:
             members=members,
             owned_by_others=foreign,
             leavers=leavers,
-            shares_joiners=any(may_overlap(claim.target, spec.target) for claim in older),
+            shares_joiners=any(may_overlap(claim.target, spec.target) for claim in others if claim.is_older),
             joiners_elsewhere=joiners_elsewhere,
-            pods={node: tuple(found) for node, found in pods.items()},
+            pods=pods,
             batches=batches,
             revisions=revisions,
             rules=rules,
             wanted_rules=wanted_rules,
-            assigned=frozenset(target_of(node.labels[key]) for node in all_nodes if key in node.labels),
+            assigned=fleet.assigned,
             joiners=tuple(sorted(joiners)),
             versions=self._version_states(namespace, spec, status, revisions, requests),
             neighbours=self._neighbours(
@@ -280,22 +287,17 @@ class Gatherer:
             under_way=frozenset(memory.patches),
             legacy=legacy,
             zones=zones,
-            preparing={node: tuple(found) for node, found in preparing.items()},
+            preparing=preparing,
             prepare_sets=prepare_sets,
             unprepared_since=memory.unprepared_since,
             prepare_problem=memory.prepare_problem[0] if memory.prepare_problem is not None else "",
         )
 
-    def _pods(self, namespace: str, spec: RolloutSpec) -> tuple[dict[str, list[Pod]], dict[str, list[Pod]]]:
-        """Return the agents' pods by node, and likewise those that prepare nodes."""
-        pods: dict[str, list[Pod]] = {}
-        preparing: dict[str, list[Pod]] = {}
-        ignored = frozenset(spec.health.ignore_restarts_of)
-        for agent in self._caches.pods.values():
-            if agent.component == spec.component and agent.namespace == namespace:
-                pod = agent.without(ignored) if ignored else agent.pod
-                (preparing if pod.role == names.ROLE_PREPARE else pods).setdefault(pod.node, []).append(pod)
-        return pods, preparing
+    def _look(self, claims: Claims, memory: Memory) -> Fleet:
+        """Return the nodes that concern a Rollout; as long as the claims stand only those that changed are asked."""
+        if memory.view is None or memory.view.claims != claims:
+            memory.view = FleetView(claims)
+        return memory.view.look(self._caches.node_log)
 
     def _prepare_sets(self, namespace: str, rollout: str) -> dict[str, PrepareSet]:
         """Return the DaemonSets of a Rollout that prepare nodes, by name."""
@@ -474,7 +476,7 @@ def _note_unprepared(
     memory: Memory,
     sets: Collection[PrepareSet],
     nodes: Mapping[str, Node],
-    preparing: Mapping[str, list[Pod]],
+    preparing: Mapping[str, tuple[Pod, ...]],
     now: datetime,
     *,
     counts: bool,
@@ -492,19 +494,20 @@ def _note_unprepared(
     }
 
 
-def _add_measurements(pods: Mapping[str, list[Pod]], http: HttpCheck | None, memory: Memory) -> None:
+def _add_measurements(pods: dict[str, tuple[Pod, ...]], http: HttpCheck | None, memory: Memory) -> None:
     """Show each pod with what it said when the present check asked it; forget pods that are gone."""
     known: dict[str, Probed] = {}
     shown: dict[str, tuple[Pod, Probed, Pod]] = {}
-    for found in pods.values():
-        for index, pod in enumerate(found):
+    for node, found in pods.items():
+        for pod in found:
             probed = memory.probes.get(pod.uid)
             if probed is None or not (probed.check is http or probed.check == http):
                 continue
             before = memory.shown.get(pod.uid)
             if before is None or before[0] is not pod or before[1] is not probed:
                 before = pod, probed, replace(pod, check=probed.measurement)
-            known[pod.uid], shown[pod.uid], found[index] = probed, before, before[2]
+            known[pod.uid], shown[pod.uid] = probed, before
+            pods[node] = tuple(before[2] if one is pod else one for one in pods[node])
     memory.probes, memory.shown = known, shown
 
 
@@ -544,12 +547,6 @@ def _connected(component: str, required: set[str], needs: Mapping[str, Mapping[s
         reached |= more
         added = bool(more)
     return sorted((reached - {component}) & needs.keys())
-
-
-def _is_ours(node: Node, key: str, revisions: Mapping[str, str]) -> bool:
-    """Tell whether a node outside the target carries an assignment of this Rollout."""
-    assignment = node.labels[key]
-    return assignment != names.ASSIGNMENT_NONE and carries_assignment(assignment, revisions)
 
 
 def _may_serve(daemonset: AgentDaemonSet, others: Iterable[Claim], target: Target) -> bool:
