@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from outrider.api.componentversion import Phase
+from outrider.api.names import ROLE_REVISION
 from outrider.api.rollout import RequestKind, RolloutBatchSpec, RolloutBatchStatus, RolloutStatus
 from outrider.core import plan as actions
 from outrider.core.moves import is_leaving
@@ -82,6 +83,8 @@ class World(Fleet):
         self.slow: float = 0.0
         """How likely a change of a node is not answered before the next look."""
         self.sent: dict[str, actions.Assign] = {}
+        self.expected: dict[str, actions.Assign] = {}
+        """Who arrives without another look as soon as its old pod has ended."""
         self.plan_is_empty = False
 
     def snapshot(self) -> RolloutSnapshot:
@@ -96,6 +99,7 @@ class World(Fleet):
 
     def deeds(self, plan: Plan) -> Iterator[Deed]:
         """Yield what the operator does for a plan, one write after the other."""
+        self.expected = {}
         for action in plan.actions:
             if not isinstance(action, LATER):
                 if isinstance(action, actions.CreateJoiners):
@@ -123,6 +127,17 @@ class World(Fleet):
         for action in plan.actions:
             if isinstance(action, CLEANING):
                 yield action, partial(self._do, action)
+        self.expected = {move.node: move for move in plan.arrivals}
+
+    def deeds_between(self) -> Iterator[Deed]:
+        """Yield what the operator does when it sees pods end, before it looks at the fleet again."""
+        for move in list(self.expected.values()):
+            sim = self.nodes.get(move.node)
+            pods = sim.pods if sim is not None else []
+            if move.node in self.sent or any((pod.revision, pod.role) != (move.after, ROLE_REVISION) for pod in pods):
+                continue
+            del self.expected[move.node]
+            yield move, partial(self._send if self.random.random() < self.slow else self._do, move)
 
     def _send(self, move: actions.Assign) -> None:
         self.sent[move.node] = move
@@ -172,6 +187,7 @@ class World(Fleet):
         """The process ends, and another begins: what was not stored is forgotten, everything is seen anew."""
         self.arrive(0.5)
         self.sent.clear()
+        self.expected.clear()
         self.pending.clear()
         self.urgent.clear()
         self.observing_since = self.now
@@ -407,6 +423,11 @@ class Trial:
             world.restart()
         self.note()
         world.tick(dice.choice([1, 2, 2, 4]))
+        if dice.random() < 0.5:
+            for action, do in world.deeds_between():
+                self.check("deed", action)
+                do()
+                self.tally.moves += 1
         self.check("world", None)
 
     def approve(self) -> None:

@@ -14,8 +14,10 @@ Invariants:
 """
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
-from outrider.api.names import ASSIGNMENT_LEAVING, ASSIGNMENT_NONE
+from outrider.api.names import ASSIGNMENT_LEAVING, ASSIGNMENT_NONE, ROLE_REVISION
+from outrider.core.snapshot import Pod
 
 
 def leaving(target: str) -> str:
@@ -31,6 +33,14 @@ def is_leaving(assignment: str | None) -> bool:
 def target_of(assignment: str) -> str:
     """Return where a node with a `to-` assignment is going."""
     return assignment.removeprefix(ASSIGNMENT_LEAVING)
+
+
+def alive_on(pods: Iterable[Pod]) -> AbstractSet[str]:
+    """Return what lives on a node, as `next_assignment` asks for it: the revisions of its pods.
+
+    A joiners' pod is another agent, even where it is of the same revision.
+    """
+    return {pod.revision if pod.role == ROLE_REVISION else f"{pod.role}/{pod.revision}" for pod in pods if pod.live}
 
 
 def next_assignment(

@@ -174,7 +174,8 @@ class Event:
 class Plan:
     """What to do now, what to say, and when to look again at the latest.
 
-    `urgent_status` says that the status must be stored before any move of the plan.
+    `urgent_status` says that the status must be stored before any move of the plan. `arrivals` are not for now: each is
+    made as soon as the last pod on its node that is not of its revision has ended, unless a newer plan comes first.
     """
 
     actions: tuple[Action, ...]
@@ -182,6 +183,7 @@ class Plan:
     events: tuple[Event, ...] = ()
     urgent_status: bool = False
     wake_at: datetime | None = None
+    arrivals: tuple[Assign, ...] = ()
 
     @property
     def moves(self) -> tuple[Assign, ...]:

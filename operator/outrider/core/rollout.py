@@ -796,4 +796,6 @@ def _assemble(work: Work) -> Plan:
         events=tuple(work.events),
         urgent_status=work.urgent_status,
         wake_at=min(work.wakes, default=None),
+        # Who changes his way in this pass does not arrive where he was going.
+        arrivals=tuple(work.arrivals[node] for node in work.arrivals.keys() - {move.node for move in moves}),
     )

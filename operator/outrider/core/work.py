@@ -8,7 +8,7 @@ from functools import cached_property
 
 from outrider.api.checks import AnalysisResult
 from outrider.api.componentversion import Phase
-from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS, ROLE_REVISION
+from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE, LABEL_ARCH, LABEL_OS
 from outrider.api.rollout import (
     AdoptionStatus,
     BatchNode,
@@ -21,7 +21,7 @@ from outrider.api.rollout import (
     RunStatus,
 )
 from outrider.core.compatibility import UNKNOWN, Answer, NodeFacts, VersionRules, is_compatible
-from outrider.core.moves import is_leaving, next_assignment, target_of
+from outrider.core.moves import alive_on, is_leaving, leaving, next_assignment, target_of
 from outrider.core.plan import Action, Assign, CreateBatch, Event
 from outrider.core.requirements import Breach, find_breach, relied_on
 from outrider.core.scheduling import why_not_scheduled
@@ -77,9 +77,10 @@ class Work:
     the run waits for while nothing of it is under way. `unknown` are nodes, with why, whose check has told nothing
     until their deadline. `questions` are checks to be asked. `preparing` counts nodes of started batches that wait
     until they are prepared, which `preparations` see to. `moving` are without a working agent because of the run.
-    `target` is the hash of the target whose nodes are all known. `fits` remembers which kinds of nodes fit which
-    revisions, `breaches` what would be broken on which. `form` says which nodes the DaemonSet that was taken over
-    wants (None: there is none), and `adoption` is what the status will say of it.
+    `arrivals` are moves that only wait for a node's pods to end. `target` is the hash of the target whose nodes are
+    all known. `fits` remembers which kinds of nodes fit which revisions, `breaches` what would be broken on which.
+    `form` says which nodes the DaemonSet that was taken over wants (None: there is none), and `adoption` is what the
+    status will say of it.
 
     A fleet may be large, and a pass short: what most policies look at is counted, or sorted by what it is, once.
     """
@@ -96,6 +97,7 @@ class Work:
     prerequisites: list[Action] = field(default_factory=list)
     new_batches: list[CreateBatch] = field(default_factory=list)
     moves: list[Assign] = field(default_factory=list)
+    arrivals: dict[str, Assign] = field(default_factory=dict)
     clean_up: list[Action] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     wakes: list[datetime] = field(default_factory=list)
@@ -429,12 +431,7 @@ def move(work: Work, node: Node, target: str) -> None:
     assignment = work.assignment(node)
     if is_barred(work, target) and (assignment is None or target_of(assignment) != target):
         return
-    # A joiners' pod is another agent, even where it is of the same revision.
-    live = {
-        pod.revision if pod.role == ROLE_REVISION else f"{pod.role}/{pod.revision}"
-        for pod in work.pods(node.name)
-        if pod.live
-    }
+    live = alive_on(work.pods(node.name))
     by_legacy = work.form is not None and work.form != "Last"
     if by_legacy and not work.seen.joiners and assignment is None and target == ASSIGNMENT_LEGACY:
         # Labelled or not, the same DaemonSet wants it: its pod stays.
@@ -442,6 +439,8 @@ def move(work: Work, node: Node, target: str) -> None:
     else:
         served = by_legacy or bool(work.seen.joiners) or work.seen.joiners_elsewhere
         step = next_assignment(assignment, target, live, served_by_joiners=served)
+    if step is None and assignment == leaving(target):
+        work.arrivals[node.name] = Assign(node.name, node.uid, assignment, target)
     if step is not None:
         # Who is on the way arrives; setting out depends on what else is on the node.
         others = () if assignment is not None and is_leaving(assignment) else relied_on(work.seen, node, target)

@@ -303,8 +303,11 @@ class Controller:
 
     def _pod_changed(self, before: AgentPod | None, after: AgentPod | None) -> None:
         agent = after or before
-        if agent is not None:
-            self._wake_rollouts(agent.namespace, agent.component)
+        if agent is None:
+            return
+        if after is None or not after.pod.live:
+            self._rollout_reconciler.pod_ended(agent.namespace, agent.component, agent.pod.node)
+        self._wake_rollouts(agent.namespace, agent.component)
 
     def _daemonset_changed(self, before: AgentDaemonSet | None, after: AgentDaemonSet | None) -> None:
         daemonset = after or before

@@ -16,6 +16,9 @@ from outrider.core.moves import target_of
 from outrider.core.snapshot import Node, Pod
 from outrider.reconcile.projections import AgentPod
 
+_GONE_KEPT = 1000
+"""So many names of nodes that are gone are kept at least."""
+
 
 @dataclass
 class _OfComponent:
@@ -116,6 +119,8 @@ class FleetView:
     def look(self, nodes: "NodeLog") -> Fleet:
         """Return the fleet as the nodes are now; the same as before if none has changed."""
         changed = nodes.changed_since(self._serial)
+        if self._serial < nodes.forgotten:
+            changed += [name for name in {*self._nodes, *self._goals, *self._foreign} if nodes.get(name) is None]
         self._serial = nodes.serial
         for name in changed:
             self._place(name, nodes.get(name))
@@ -170,13 +175,21 @@ def _is_ours(assignment: str, known: frozenset[str]) -> bool:
 
 
 class NodeLog:
-    """All nodes, and in which order they changed."""
+    """All nodes, and in which order they changed.
+
+    Nodes that are gone are forgotten in the end; `forgotten` is the moment until which that may have been.
+    """
 
     def __init__(self, nodes: Store[Node]) -> None:
         self._store = nodes
         self._changes: dict[str, int] = {}
         self.serial = 0
+        self.forgotten = -1
         nodes.listen(self._note)
+
+    def __len__(self) -> int:
+        """Return how many names are kept."""
+        return len(self._changes)
 
     def get(self, name: str) -> Node | None:
         """Return a node, or None."""
@@ -185,7 +198,7 @@ class NodeLog:
     def changed_since(self, serial: int) -> list[str]:
         """Return the names of the nodes that changed, came or went after a moment: `serial`, as it was then.
 
-        The newest come last. Every node has come once: -1 gives all.
+        The newest come last. Every node that is there has come once: -1 gives all.
         """
         found = []
         for name in reversed(self._changes):
@@ -203,3 +216,6 @@ class NodeLog:
         # Named anew at the end: the last in the order of a dict is the newest.
         self._changes.pop(node.name, None)
         self._changes[node.name] = self.serial
+        if len(self._changes) > _GONE_KEPT + 2 * len(self._store):
+            self._changes = {name: at for name, at in self._changes.items() if self.get(name) is not None}
+            self.forgotten = self.serial

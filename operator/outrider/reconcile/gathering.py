@@ -102,11 +102,15 @@ class Memory:
     told: set[str] = field(default_factory=set)
     patches: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """The changes of nodes' assignments that have been sent and not been answered, by node."""
+    arrivals: dict[str, actions.Assign] = field(default_factory=dict)
+    """The changes of nodes' assignments that only wait for pods to end, by node, as the last pass has them; none while
+    a pass is made: it decides anew."""
     refused: dict[str, float] = field(default_factory=dict)
     """When the API server last refused to change a node, by node, on the event loop's clock."""
     asked: tuple[str, datetime] | None = None
     """The wanted revision whose version is being verified anew, and since when that is asked for."""
     uid: str = ""
+    assignment_key: str = ""
     reading: Reading | None = None
     view: FleetView | None = None
     told_status: tuple[Json, Json] | None = None

@@ -27,7 +27,7 @@ from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.api.rollout import RolloutBatchSpec, RolloutStatus
 from outrider.core import plan as actions
 from outrider.core.allowance import Allowance
-from outrider.core.moves import is_leaving
+from outrider.core.moves import alive_on, is_leaving, next_assignment
 from outrider.core.plan import Assign, Plan
 from outrider.core.prepare import build_prepare
 from outrider.core.revision import (
@@ -113,6 +113,7 @@ class RolloutReconciler:
         memory = self._memories.get(key)
         if memory is None or memory.uid != body["metadata"]["uid"]:
             memory = self._memories[key] = Memory(uid=body["metadata"]["uid"])
+        memory.arrivals = {}
         await self._adoptions.watch(key, body)
         deleting = bool(body["metadata"].get("deletionTimestamp"))
         if deleting:
@@ -128,11 +129,26 @@ class RolloutReconciler:
             self._recorder.record(ROLLOUTS, namespace, name, memory.uid, event)
             raise
         plan = plan_rollout(seen)
+        memory.assignment_key = seen.assignment_key
         self._gatherer.remember_asking(seen, plan, memory)
         self._checks.begin(key, seen, plan, memory)
         await self._execute(body, seen, plan, memory)
         self._watch_half_moves(seen, memory)
+        if not seen.deleting and seen.legacy is None:  # what was taken over has pods that are seen in passes only
+            memory.arrivals = {move.node: move for move in plan.arrivals if move.node not in memory.patches}
         return self._when_again(seen, plan, memory)
+
+    def pod_ended(self, namespace: str, component: str, node: str) -> None:
+        """Let a node arrive whose last old pod has ended: it has no agent meanwhile, and waits for no pass."""
+        label = names.assignment_key(namespace, component)
+        for key, memory in self._memories.items():
+            move = memory.arrivals.get(node)
+            if move is None or not key.startswith(f"{namespace}/") or memory.assignment_key != label:
+                continue
+            alive = alive_on(self._caches.agents.on(namespace, component, node))
+            if next_assignment(move.before, move.after or "", alive, served_by_joiners=True) == move.after:
+                del memory.arrivals[node]
+                self._begin_assigning(key, label, move, memory)
 
     async def _look_around(self, body: Json) -> NamespaceFacts:
         """Return what matters of a Rollout's namespace: most Rollouts do not have to know."""
@@ -157,7 +173,7 @@ class RolloutReconciler:
             self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
         # Nobody waits for these: the next pass sees who is under way, and looks at the others meanwhile.
         for move in plan.moves:
-            self._begin_assigning(seen, move, memory)
+            self._begin_assigning(f"{seen.namespace}/{seen.name}", seen.assignment_key, move, memory)
         await self._tell(body, seen, plan, memory)
         if plan.has_clean_up:
             await memory.patches_ended()
@@ -175,7 +191,7 @@ class RolloutReconciler:
         for event in plan.events:
             self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
         for move in plan.moves:
-            self._begin_assigning(seen, move, memory)
+            self._begin_assigning(f"{seen.namespace}/{seen.name}", seen.assignment_key, move, memory)
         await memory.patches_ended()
         try:
             await self._tell(body, seen, plan, memory)
@@ -391,7 +407,7 @@ class RolloutReconciler:
         if memory.pending_records.get(name) is status:
             memory.forget_record(name)
 
-    def _begin_assigning(self, seen: RolloutSnapshot, move: Assign, memory: Memory) -> None:
+    def _begin_assigning(self, key: str, label: str, move: Assign, memory: Memory) -> None:
         """Have a node's assignment changed; until that is answered the node is under way."""
         moment = asyncio.get_running_loop().time()
         if move.node in memory.patches or moment - memory.refused.get(move.node, float("-inf")) < _REFUSED_SECONDS:
@@ -400,19 +416,19 @@ class RolloutReconciler:
 
         async def assign() -> None:
             try:
-                await self._assign(seen.assignment_key, move, memory)
+                await self._assign(label, move, memory)
             except Exception:
                 logger.exception("Node %s: unexpected error", move.node)
                 memory.refused[move.node] = asyncio.get_running_loop().time()
             finally:
                 del memory.patches[move.node]
                 # Whatever came of it: what the node's change wakes may have passed before this.
-                self._wake(f"{seen.namespace}/{seen.name}")
+                self._wake(key)
 
         memory.patches[move.node] = asyncio.create_task(assign(), name=f"assign {move.node}")
 
-    async def _assign(self, key: str, move: Assign, memory: Memory) -> None:
-        path = _label_path(key)
+    async def _assign(self, label: str, move: Assign, memory: Memory) -> None:
+        path = _label_path(label)
         operations: list[Json] = [
             {"op": "test", "path": "/metadata/uid", "value": move.uid},
             {"op": "test", "path": path, "value": move.before},
