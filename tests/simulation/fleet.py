@@ -359,6 +359,8 @@ class Fleet:
         records = [a for a in plan.actions if not isinstance(a, LATE)]
         if self.status.revisions is not None:
             self.ever_stable.add(self.status.revisions.stable)
+            # A patch that was sent before a run completed may be made after it.
+            self.ever_stable |= {one.revision for one in self.status.revisions.completed}
         late = [a for a in plan.actions if isinstance(a, LATE)]
         steps: list[Callable[[], None]] = [lambda a=action: self._do(a) for action in records]  # type: ignore[misc]
         steps.append(lambda: setattr(self, "status", plan.status))
@@ -464,6 +466,8 @@ class Fleet:
         goal = after.removeprefix("to-")
         if self.status.revisions is not None:
             self.ever_stable.add(self.status.revisions.stable)
+            # A patch that was sent before a run completed may be made after it.
+            self.ever_stable |= {one.revision for one in self.status.revisions.completed}
         recorded = {
             goal
             for batch in self.batches.values()

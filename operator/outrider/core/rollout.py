@@ -780,6 +780,7 @@ def _assemble(work: Work) -> Plan:
     work.events.extend(tell_changes(seen, status, work.events))
     if work.new_batches and not window.rolls_in_a_window(work):
         work.urgent_status = True
+    moved = {move.node for move in work.moves}
     # Who arrives comes before who leaves: he has been without an agent for longer.
     moves = sorted(work.moves, key=lambda move: is_leaving(move.after))
     return Plan(
@@ -797,5 +798,5 @@ def _assemble(work: Work) -> Plan:
         urgent_status=work.urgent_status,
         wake_at=min(work.wakes, default=None),
         # Who changes his way in this pass does not arrive where he was going.
-        arrivals=tuple(work.arrivals[node] for node in work.arrivals.keys() - {move.node for move in moves}),
+        arrivals=tuple(arrival for node, arrival in work.arrivals.items() if node not in moved),
     )
