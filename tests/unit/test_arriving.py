@@ -1,0 +1,140 @@
+"""A node whose old agent has ended arrives at once: no pass comes first, and nothing else may still live there."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from outrider.adapters.informer import Informer
+from outrider.adapters.kube import COMPONENT_VERSIONS, DAEMON_SETS, NODES, PODS, ROLLOUT_BATCHES, ROLLOUTS, Json
+from outrider.api import names
+from outrider.core.plan import Assign
+from outrider.reconcile.fleetview import AgentIndex
+from outrider.reconcile.gathering import Caches, Memory
+from outrider.reconcile.projections import project_node, project_pod
+from outrider.reconcile.rollouts import RolloutReconciler
+from outrider.settings import Settings
+from unit.test_fleetview import NOW
+
+KEY = names.assignment_key("fleet", "agent")
+MOVE = Assign("n0", "u0", "to-B", "B")
+
+
+class Answering:
+    """An API server that takes every change of a node."""
+
+    def __init__(self) -> None:
+        self.patched: list[tuple[str, list[Json]]] = []
+
+    async def patch_json(self, _resource: object, _namespace: object, name: str, operations: list[Json]) -> Json:
+        self.patched.append((name, operations))
+        return {"metadata": {"name": name, "uid": "u0", "resourceVersion": "9", "labels": {KEY: "B"}}}
+
+
+def agent(name: str, revision: str, *, node: str = "n0", role: str = names.ROLE_REVISION, **status: Any) -> Json:
+    labels = {names.LABEL_COMPONENT: "agent", names.LABEL_ROLE: role, names.LABEL_REVISION: revision}
+    return {
+        "metadata": {"name": name, "namespace": "fleet", "uid": name, "resourceVersion": "1", "labels": labels},
+        "spec": {"nodeName": node},
+        "status": status,
+    }
+
+
+class Operator:
+    """A reconciler with one Rollout whose last pass expects one node to arrive."""
+
+    def __init__(self) -> None:
+        self.server: Any = Answering()
+        self.woken: list[str] = []
+
+        def kept(resource: Any, project: Any = lambda obj, _: obj) -> Any:
+            return Informer(self.server, resource, project, lambda _before, _after: None)
+
+        self.caches = Caches(
+            rollouts=kept(ROLLOUTS),
+            versions=kept(COMPONENT_VERSIONS),
+            nodes=kept(NODES, project_node),
+            pods=kept(PODS, lambda obj, before: project_pod(obj, before, NOW)),
+            daemonsets=kept(DAEMON_SETS),
+            batches=kept(ROLLOUT_BATCHES),
+        )
+        nobody: Any = None
+        self.reconciler = RolloutReconciler(
+            self.server, self.caches, nobody, nobody, Settings(), nobody, wake=self.woken.append
+        )
+        self.caches.nodes.put(
+            {"metadata": {"name": "n0", "uid": "u0", "resourceVersion": "1", "labels": {KEY: "to-B"}}}
+        )
+        self.memory = Memory(arrivals={"n0": MOVE}, assignment_key=KEY)
+        self.reconciler._memories["fleet/agent"] = self.memory
+
+    async def ends(self, name: str) -> list[tuple[str, list[Json]]]:
+        """Have a pod end; return what the API server was asked for."""
+        pod = self.caches.pods.get("fleet", name)
+        assert pod is not None
+        self.caches.pods.drop(("fleet", name))
+        self.reconciler.pod_ended(pod.namespace, pod.component, pod.pod.node)
+        await self.memory.patches_ended()
+        return self.server.patched
+
+
+async def test_it_arrives_when_its_old_pod_is_gone() -> None:
+    operator = Operator()
+    operator.caches.pods.put(agent("old", "A"))
+    [(node, operations)] = await operator.ends("old")
+    assert node == "n0"
+    assert [(each["op"], each["value"]) for each in operations] == [("test", "u0"), ("test", "to-B"), ("add", "B")]
+    node_seen = operator.caches.nodes.get("", "n0")
+    assert node_seen is not None
+    assert node_seen.labels[KEY] == "B"
+    assert not operator.memory.arrivals
+    assert operator.woken == ["fleet/agent"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        agent("other", "A"),
+        agent("other", "C"),
+        agent("other", "B", role=names.ROLE_JOINERS),
+    ],
+    ids=["another of the old revision", "one of a third revision", "a joiners' pod of the same revision"],
+)
+async def test_it_waits_for_whatever_else_lives_there(other: Json) -> None:
+    operator = Operator()
+    operator.caches.pods.put(agent("old", "A"))
+    operator.caches.pods.put(other)
+    assert not await operator.ends("old")
+    assert [node for node, _ in await operator.ends("other")] == ["n0"]
+
+
+async def test_a_pod_whose_containers_have_ended_runs_nothing() -> None:
+    operator = Operator()
+    operator.caches.pods.put(agent("old", "A"))
+    operator.caches.pods.put(agent("done", "A", phase="Succeeded"))
+    assert len(await operator.ends("old")) == 1
+
+
+@pytest.mark.parametrize("what", ["another node", "another component", "nothing expected", "a change under way"])
+async def test_nothing_else_sets_it_off(what: str) -> None:
+    operator = Operator()
+    pod = agent("old", "A", node="n1" if what == "another node" else "n0")
+    if what == "another component":
+        pod["metadata"]["labels"][names.LABEL_COMPONENT] = "daemon"
+    if what == "nothing expected":
+        operator.memory.arrivals = {}
+    if what == "a change under way":
+        never = asyncio.get_running_loop().create_future()
+        operator.memory.patches["n0"] = asyncio.create_task(asyncio.wait_for(never, 0.05))
+    operator.caches.pods.put(pod)
+    try:
+        assert not await operator.ends("old")
+    finally:
+        await asyncio.gather(*operator.memory.patches.values(), return_exceptions=True)
+
+
+def test_the_index_of_agents_is_the_one_that_caches_keep() -> None:
+    caches = Operator().caches
+    assert isinstance(caches.agents, AgentIndex)
+    caches.pods.put(agent("old", "A"))
+    assert [pod.name for pod in caches.agents.on("fleet", "agent", "n0")] == ["old"]
