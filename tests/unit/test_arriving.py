@@ -44,11 +44,12 @@ class Operator:
     """A reconciler with one Rollout whose last pass expects one node to arrive."""
 
     def __init__(self) -> None:
-        self.server: Any = Answering()
+        self.server = Answering()
         self.woken: list[str] = []
 
         def kept(resource: Any, project: Any = lambda obj, _: obj) -> Any:
-            return Informer(self.server, resource, project, lambda _before, _after: None)
+            server: Any = self.server
+            return Informer(server, resource, project, lambda _before, _after: None)
 
         self.caches = Caches(
             rollouts=kept(ROLLOUTS),
@@ -59,8 +60,9 @@ class Operator:
             batches=kept(ROLLOUT_BATCHES),
         )
         nobody: Any = None
+        server: Any = self.server
         self.reconciler = RolloutReconciler(
-            self.server, self.caches, nobody, nobody, Settings(), nobody, wake=self.woken.append
+            server, self.caches, nobody, nobody, Settings(), nobody, wake=self.woken.append
         )
         self.caches.nodes.put(
             {"metadata": {"name": "n0", "uid": "u0", "resourceVersion": "1", "labels": {KEY: "to-B"}}}

@@ -39,7 +39,7 @@ from outrider.reconcile.projections import (
     project_pod,
 )
 from outrider.reconcile.queue import WorkQueue
-from outrider.reconcile.rollouts import RolloutReconciler
+from outrider.reconcile.rollouts import WINDOW_SECONDS, RolloutReconciler
 from outrider.reconcile.testjobs import TestJobs
 from outrider.reconcile.trust import TrustStore
 from outrider.reconcile.versions import VersionReconciler
@@ -53,7 +53,7 @@ _RESYNC_SECONDS = 300.0
 
 _ROLLOUT_RETRY_SECONDS = 15.0
 _ROLLOUT_SETTLE_SECONDS = 0.1
-"""Each node of a window waits twice for a pass: this is what its move takes longer than the moves of its pods."""
+"""A batch waits for a pass when its last node is Ready: this is what it takes longer than the moves of its pods."""
 _ROLLOUT_FIRST_SECONDS = 0.005
 """Where one node moves at a time nothing else comes to be gathered, and every moment is one without an agent."""
 _USAGE_SECONDS = 10.0
@@ -109,7 +109,7 @@ class Controller:
             "Rollout",
             self._timed("Rollout", self._one_rollout),
             hasty,
-            settle_seconds=_ROLLOUT_SETTLE_SECONDS,
+            settle_seconds=self._settle_seconds,
             first_seconds=_ROLLOUT_FIRST_SECONDS,
         )
         self._version_reconciler = VersionReconciler(
@@ -248,6 +248,10 @@ class Controller:
             return again
 
         return timed
+
+    def _settle_seconds(self, key: str) -> float:
+        """Return how long changes of a fleet gather before a pass."""
+        return WINDOW_SECONDS if self._rollout_reconciler.rolls_in_a_window(key) else _ROLLOUT_SETTLE_SECONDS
 
     async def _one_version(self, key: str) -> float | None:
         again = await self._version_reconciler.reconcile(key)

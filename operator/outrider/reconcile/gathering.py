@@ -111,6 +111,7 @@ class Memory:
     """The wanted revision whose version is being verified anew, and since when that is asked for."""
     uid: str = ""
     assignment_key: str = ""
+    in_window: bool = False
     reading: Reading | None = None
     view: FleetView | None = None
     told_status: tuple[Json, Json] | None = None

@@ -30,9 +30,9 @@ class WorkQueue:
     """Runs `work` for keys that were added, never twice at a time for one key.
 
     A key added while its pass runs gets another pass. `settle_seconds` is how long a burst of events may gather before
-    a pass: shorter than a person notices, long enough that a hundred pods make a handful of passes. The first event
-    after a rest of that length waits only for `first_seconds` (default: as long): who moves one node at a time does not
-    wait for others.
+    a pass, for all keys or for each: shorter than a person notices, long enough that a hundred pods make a handful of
+    passes. The first event after a rest of that length waits only for `first_seconds` (default: as long): who moves one
+    node at a time does not wait for others.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class WorkQueue:
         work: Work,
         retry: Retry,
         *,
-        settle_seconds: float = 0.05,
+        settle_seconds: float | Callable[[str], float] = 0.05,
         first_seconds: float | None = None,
     ) -> None:
         self._name = name
         self._work = work
         self._retry = retry
-        self._settle = settle_seconds
-        self._first = settle_seconds if first_seconds is None else first_seconds
+        self._settle = settle_seconds if callable(settle_seconds) else lambda _key: settle_seconds
+        self._first = first_seconds
         self._states: dict[str, _State] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._serial = 0
@@ -65,8 +65,9 @@ class WorkQueue:
         if state.failures and after is None:
             return  # it backs off: whatever the event says is still there when it is tried again
         if after is None:
-            rested = asyncio.get_running_loop().time() - state.ended >= self._settle
-            after = self._first if rested else self._settle
+            after = self._settle(key)
+            if self._first is not None and asyncio.get_running_loop().time() - state.ended >= after:
+                after = self._first
         self._schedule(key, state, after)
 
     def retry_now(self, key: str) -> None:
@@ -144,7 +145,7 @@ class WorkQueue:
             state.running = False
             state.ended = asyncio.get_running_loop().time()
         if state.dirty and not state.failures:
-            again = self._settle if again is None else min(again, self._settle)
+            again = self._settle(key) if again is None else min(again, self._settle(key))
         state.dirty = False
         if again is not None:
             self._schedule(key, state, again)

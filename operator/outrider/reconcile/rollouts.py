@@ -27,6 +27,7 @@ from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.api.rollout import RolloutBatchSpec, RolloutStatus
 from outrider.core import plan as actions
 from outrider.core.allowance import Allowance
+from outrider.core.batches import has_window
 from outrider.core.moves import alive_on, is_leaving, next_assignment
 from outrider.core.plan import Assign, Plan
 from outrider.core.prepare import build_prepare
@@ -60,6 +61,12 @@ _PREPARE_SECONDS = 30.0
 """After so long a DaemonSet that prepares nodes is tried again, if it was refused."""
 _ASK_AGAIN_SECONDS = 5.0
 """Whoever verifies may have been busy with the version when he was asked."""
+
+
+WINDOW_SECONDS = 0.2
+"""How long the changes of a fleet that rolls in a window gather before a pass. Nodes leave in larger groups then: the
+DaemonSet controller looks over all nodes for each of them, and each place of the window is free for a tenth of a second
+more, of the seconds that a pod takes to stop and to start. Who arrives waits for no pass."""
 
 
 class RolloutReconciler:
@@ -130,6 +137,7 @@ class RolloutReconciler:
             raise
         plan = plan_rollout(seen)
         memory.assignment_key = seen.assignment_key
+        memory.in_window = has_window(seen.spec) and bool(plan.arrivals)
         self._gatherer.remember_asking(seen, plan, memory)
         self._checks.begin(key, seen, plan, memory)
         await self._execute(body, seen, plan, memory)
@@ -137,6 +145,11 @@ class RolloutReconciler:
         if not seen.deleting and seen.legacy is None:  # what was taken over has pods that are seen in passes only
             memory.arrivals = {move.node: move for move in plan.arrivals if move.node not in memory.patches}
         return self._when_again(seen, plan, memory)
+
+    def rolls_in_a_window(self, key: str) -> bool:
+        """Tell whether a Rollout moved nodes in a sliding window when it was last looked at."""
+        memory = self._memories.get(key)
+        return memory is not None and memory.in_window
 
     def pod_ended(self, namespace: str, component: str, node: str) -> None:
         """Let a node arrive whose last old pod has ended: it has no agent meanwhile, and waits for no pass."""
