@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from outrider.api.base import Condition, ConditionStatus
+from outrider.core.words import printable
 
 MAX_MESSAGE = 4096
 """Characters of a condition's message. Whoever can make it longer than the API server takes could keep a status from
@@ -48,8 +49,8 @@ def merge_conditions(
 
 
 def bounded(message: str) -> str:
-    """Return a message that is not longer than `MAX_MESSAGE`."""
-    return shortened(message, MAX_MESSAGE)
+    """Return a message as one printable line that is not longer than `MAX_MESSAGE`."""
+    return shortened(printable(message), MAX_MESSAGE)
 
 
 def shortened(text: str, limit: int) -> str:

@@ -15,7 +15,7 @@ from outrider.core.probes import is_asked
 from outrider.core.snapshot import Batch, Hindrance, Node
 from outrider.core.states import FAILED, ONGOING, RESULTS
 from outrider.core.takeback import revisions_left, why_left
-from outrider.core.words import count_nodes, name_first
+from outrider.core.words import count_nodes, name_first, printable
 from outrider.core.work import Work, is_requested, same_node, why_skip
 
 
@@ -299,7 +299,7 @@ def _judge_retry(work: Work, entry: BatchNode, result: NodeResult, node: Node) -
 
 def with_state(work: Work, before: NodeResult, state: str, reason: str, message: str) -> NodeResult:
     """Return a node's new result; the same one if nothing changed."""
-    message = message if len(message) <= 256 else message[:253] + "..."
+    message = printable(message if len(message) <= 256 else message[:253] + "...")
     if (before.state, before.reason, before.message) == (state, reason, message):
         return before
     ends = state in RESULTS

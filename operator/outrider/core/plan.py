@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from outrider.api.rollout import RolloutBatchSpec, RolloutBatchStatus, RolloutStatus
+from outrider.core.words import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +164,15 @@ Action = (
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that a person should be told once."""
+    """Something that a person should be told once, in one printable line."""
 
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+
+    def __post_init__(self) -> None:
+        """Keep what a terminal would obey out of what is told."""
+        object.__setattr__(self, "message", printable(self.message))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,26 @@
 from collections.abc import Sequence
 
 
+def printable(text: str) -> str:
+    """Return a text as one line without anything that a terminal would obey.
+
+    What nodes, registries and webhooks say ends in status and events, and from there on somebody's screen.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def last_words(text: str, room: int) -> str:
     """Return the end of a text as printable text of at most `room` bytes, lines divided by ` | `."""
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " | ".join(lines))
+    shown = printable(" | ".join(lines))
     return shown.encode()[-room:].decode(errors="ignore") if room > 0 else ""
 
 
 def first_words(text: str, room: int) -> str:
     """Return the beginning of a text as one printable line of at most `room` bytes; `...` tells that there was more."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    shown = printable(" ".join(text.split()))
     data = shown.encode()
     return shown if len(data) <= room else data[: max(0, room - 3)].decode(errors="ignore") + "..."
 

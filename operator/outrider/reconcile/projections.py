@@ -11,7 +11,7 @@ from outrider.api import names
 from outrider.api.rollout import BatchNode, NodeResult, RolloutBatchSpec, RolloutBatchStatus
 from outrider.core.refusal import Refusal, read_refusal
 from outrider.core.snapshot import Batch, Node, Pod, Taint
-from outrider.core.words import last_words
+from outrider.core.words import last_words, printable
 
 _NO_TROUBLE = frozenset({"", "PodInitializing", "ContainerCreating"})
 
@@ -127,7 +127,7 @@ def _project_containers(spec: Json, init: Iterable[Json], main: Iterable[Json]) 
         restarts = status.get("restartCount") or 0
         crash = _crash(status)
         if restarts or crash or trouble not in _NO_TROUBLE:
-            found.append(ContainerFacts(name, kind, restarts, trouble, waiting.get("message") or "", crash))
+            found.append(ContainerFacts(name, kind, restarts, trouble, printable(waiting.get("message") or ""), crash))
     return tuple(found)
 
 
@@ -166,7 +166,7 @@ def _unschedulable(status: Json) -> str:
     """Return what the scheduler says while it finds no place for a pod."""
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return str(condition.get("message") or condition.get("reason") or "the scheduler says no more")
+            return printable(str(condition.get("message") or condition.get("reason") or "the scheduler says no more"))
     return ""
 
 
