@@ -512,6 +512,23 @@ def test_whatever_happens_a_node_never_runs_two_agents(data: st.DataObject) -> N
     assert set(fleet.legacy_pods) == set(fleet.nodes)
 
 
+def test_a_preview_gives_back_too() -> None:
+    fleet = fleet_with(7)
+    fleet.settle(until=is_adopted)  # type: ignore[arg-type]
+    fleet.settle()
+    fleet.change(adoption=GIVE_BACK)
+    preview = preview_rollout(fleet.snapshot())
+    assert (preview.outcome, preview.reason) == ("Completes", "")
+    assert [len(step.moves) for step in preview.steps] == [3, 3, 1]
+    assert {(move.from_version, move.to_version) for step in preview.steps for move in step.moves} == {
+        ("1.0.0", "legacy")
+    }
+    fleet.settle(until=lambda f: state(f) == "GivenBack")  # type: ignore[arg-type]
+    assert preview_rollout(fleet.snapshot()).outcome == "NothingToDo"
+    fleet.change(adoption=ADOPTION)
+    assert preview_rollout(fleet.snapshot()).outcome == "Completes"
+
+
 def test_a_preview_takes_over_too() -> None:
     fleet = fleet_with(strategy=CANARY)
     preview = preview_rollout(fleet.snapshot())

@@ -468,6 +468,29 @@ def test_a_hold_ends_with_a_retry() -> None:
     assert next(b.spec.step for b in fleet.batches.values() if b.spec.run == 4) == 1, "with its canary"
 
 
+def test_who_asks_for_a_rollback_and_sets_the_version_back_as_well_finds_nothing_held() -> None:
+    """At three in the morning one does both. All runs what the spec wants then: nobody is asked to change it."""
+    fleet = half_way()
+    fleet.change(version="1.0.0")
+    fleet.ask("rollback", run=2)
+    fleet.settle(until=lambda f: f.is_answered() and f.status.phase == "Completed")
+    assert fleet.assignments() == {"r-1.0.0": 10}
+    assert fleet.status.phase == "Completed"
+    record = next(record for record in fleet.status.history if record.id == 3)
+    assert (record.kind, record.result) == ("Rollback", "Succeeded")
+    [told] = [event.message for event in fleet.events if event.reason == "RolledBack"]
+    assert told.endswith("That is what spec.version wants")
+
+
+def test_a_rollback_that_leaves_others_elsewhere_holds_though_its_nodes_are_where_the_spec_wants_them() -> None:
+    fleet = updated("1.1.0", strategy=CANARY)
+    fleet.ask("rollback", run=2, batches=[2])
+    fleet.change(version="1.0.0")
+    fleet.settle()
+    assert set(fleet.assignments()) == {"r-1.0.0", "r-1.1.0"}
+    assert fleet.status.phase == "RolledBack"
+
+
 def test_named_batches_go_to_a_named_version_and_each_node_is_reported() -> None:
     fleet = updated("1.1.0", "1.2.0")
     fleet.rules["r-1.0.0"] = VersionRules(frozenset({"linux/amd64"}))

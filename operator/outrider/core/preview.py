@@ -20,14 +20,14 @@ from outrider.api.names import ASSIGNMENT_NONE
 from outrider.api.rollout import RolloutBatchStatus, RolloutSpec, RolloutStatus
 from outrider.core import batches as arithmetic
 from outrider.core import plan as actions
-from outrider.core.adoption import patched
+from outrider.core.adoption import gives_back, nodes_in_the_way, patched
 from outrider.core.compatibility import VersionRules
 from outrider.core.moves import is_leaving, target_of
 from outrider.core.plan import Plan
 from outrider.core.revision import joiners_id
 from outrider.core.rollout import plan_rollout
 from outrider.core.selection import remaining_nodes
-from outrider.core.snapshot import Batch, Node, Pod, RolloutSnapshot
+from outrider.core.snapshot import Batch, Legacy, Node, Pod, RolloutSnapshot
 from outrider.core.states import COMPLETED, ONGOING
 from outrider.core.words import count_nodes
 from outrider.core.work import Work, bad_revisions, why_skip
@@ -275,13 +275,21 @@ class _World:
             revisions=self.revisions,
             rules=self.rules,
             joiners=self.joiners,
-            legacy=self.legacy,
+            legacy=self._look_at_legacy(),
             assigned=self._seen.assigned | self.revisions.keys(),
             verify_after=None,
             observing_since=None,
             preparing={},
             prepare_sets={},
         )
+
+    def _look_at_legacy(self) -> Legacy | None:
+        """Return the DaemonSet that was taken over; nodes that have come back do not stand in its way any more."""
+        if self.legacy is None or not self.legacy.in_the_way:
+            return self.legacy
+        others = {name for name in self.legacy.in_the_way if name not in self.nodes}
+        still = nodes_in_the_way(self.legacy, self._key, self.nodes.values())
+        return replace(self.legacy, in_the_way=tuple(sorted({*others, *still})))
 
     def _carry_out(self, plan: Plan) -> bool:
         """Do what a plan says; tell whether that makes another plan possible at the same moment."""
@@ -345,6 +353,8 @@ def _report(seen: RolloutSnapshot, world: _World, node_seconds: float) -> Previe
     number = run.id if run is not None else 0
     steps = _find_steps(seen, world)
     is_done = run is not None and run.revision == seen.wanted and run.state in COMPLETED
+    if gives_back(seen):
+        is_done = world.status.adoption is not None and world.status.adoption.state == "GivenBack"
     outcome: Outcome = "Blocked" if not is_done else "Completes" if steps else "NothingToDo"
     ready = next((condition for condition in world.status.conditions if condition.type == "Ready"), None)
     is_told = ready is not None and outcome == "Blocked"

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE
-from outrider.api.rollout import CompletedRevision, RolloutBatchStatus, RunState
+from outrider.api.rollout import CompletedRevision, RolloutBatchStatus, RunState, RunStatus
 from outrider.core import adoption, window
 from outrider.core import batches as arithmetic
 from outrider.core.adoption import give_back, start_next_give_back_batch, take_over
@@ -197,7 +197,7 @@ def _turn_back(work: Work) -> None:
 def supersede(work: Work) -> None:
     """Does the spec want another revision than the run brings? Then a new run starts, once nothing hinders it."""
     seen, run = work.seen, work.run
-    if run is not None and is_for(run, seen.wanted):
+    if run is not None and is_for(run, seen.wanted) and not _has_nothing_to_hold(work, run):
         return
     if work.hindrance is not None or work.spec_paused:
         return
@@ -241,6 +241,17 @@ def supersede(work: Work) -> None:
         revision=seen.wanted,
     )
     work.ended = True
+
+
+def _has_nothing_to_hold(work: Work, run: RunStatus) -> bool:
+    """Tell whether a rollback that somebody asked for has ended where the spec wants the fleet to be.
+
+    Who has set spec.version back as well is not asked to change it: a run that moves nobody says that all is well.
+    """
+    wanted = work.seen.wanted
+    if run.state in ONGOING or not is_requested(run) or wanted != work.stable:
+        return False
+    return work.count_members_at(wanted) == len(work.seen.members)
 
 
 def hold(work: Work) -> None:
@@ -522,12 +533,14 @@ def complete(work: Work) -> None:
     if is_requested(run):
         outcome, counts = result_of(work)
         finish_run(work, outcome)
+        then = "The Rollout holds until spec.version, spec.template or spec.delivery changes, or somebody asks to retry"
+        if work.run is not None and _has_nothing_to_hold(work, work.run):
+            then = "That is what spec.version wants"
         work.say(
             "Warning",
             "RolledBack",
             f"Run {run.id}, asked for by {run.requested_by}, took nodes of run {run.of_run} from {run.version} to "
-            f"{run.to_version}: {counts}. The Rollout holds until spec.version, spec.template or spec.delivery "
-            "changes, or somebody asks to retry",
+            f"{run.to_version}: {counts}. {then}",
         )
         return
     if run.kind == "Rollback":
