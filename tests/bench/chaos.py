@@ -185,7 +185,7 @@ def live_through(bench: Bench, arguments: argparse.Namespace) -> int:
             bench._publish(namespace, OLD, NEW)
             path = f"/apis/outrider.dev/v1alpha1/namespaces/{namespace}/rollouts"
             bench.client.create(path, _rollout("realistic"))
-            wait_until_at_rest(bench, namespace, OLD, 600)
+            wait_until_at_rest(bench, namespace, OLD, 1200)
             failing = dice.sample(bench.nodes, max(1, len(bench.nodes) * arguments.failing // 100))
             bench.cluster.inject(
                 "crash-loop", nodes=failing, namespace=namespace, pod_labels={names.LABEL_VERSION: NEW}
@@ -200,9 +200,11 @@ def live_through(bench: Bench, arguments: argparse.Namespace) -> int:
             health = {"timeoutSeconds": 60, "minReadySeconds": 0}
             bench.client.merge(f"{path}/agent", {"spec": {"version": NEW, "strategy": strategy, "health": health}})
             begun = time.monotonic()
+            next_kill = dice.uniform(5, 40)
             while time.monotonic() - begun < arguments.seconds:
                 chaos.happen()
-                if dice.random() < 0.02:
+                if time.monotonic() - begun >= next_kill:
+                    next_kill += dice.uniform(15, 60)
                     operator.kill()
                     kills += 1
                     time.sleep(dice.uniform(0, 5))
