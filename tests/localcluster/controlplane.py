@@ -186,8 +186,9 @@ class ControlPlane:
         ]
         if name == "controller-manager":
             arguments += [
-                # A busy machine renews the leases of a thousand fake nodes late: that makes no node unhealthy here.
-                "--node-monitor-grace-period=600s",
+                # A busy machine renews the leases of thousands of fake nodes late, or now and then not at all: that makes
+                # no node unhealthy here.
+                "--node-monitor-grace-period=3600s",
                 f"--root-ca-file={self.authority.certificate_file}",
                 f"--service-account-private-key-file={self.authority.service_account_key}",
                 "--use-service-account-credentials=true",
