@@ -186,7 +186,7 @@ class ControlPlane:
         ]
         if name == "controller-manager":
             arguments += [
-                # A busy machine renews the leases of thousands of fake nodes late, or now and then not at all: that makes
+                # A busy machine renews the leases of thousands of fake nodes late, now and then not at all: that makes
                 # no node unhealthy here.
                 "--node-monitor-grace-period=3600s",
                 f"--root-ca-file={self.authority.certificate_file}",
