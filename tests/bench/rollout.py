@@ -80,11 +80,15 @@ TEMPLATE: Object = {
 
 @dataclass(frozen=True)
 class Native:
-    """What the native DaemonSet took, in seconds: in batches, between batches, and by RollingUpdate."""
+    """What the native DaemonSet took, in seconds: in batches, between batches, and by RollingUpdate.
+
+    `cluster` is the processor time of the control plane and the fake nodes for the last of these.
+    """
 
     batches: float
     gap: float
     rolling: float
+    cluster: float
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Ours:
     gap: float
     counts: Counts
     cpu: float
+    cluster: float
     idle: float
     peak_mib: float
     passes: int
@@ -148,12 +153,17 @@ class Bench:
                     list(pool.map(lambda pod: self._delete_pod(namespace, pod), pods))
                     finished = fleet.await_ready(batch, NEW)
             time.sleep(5)
+            cluster = self._cluster_cpu()
             rolling = {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}}}
             again = self._update_native(f"{daemonsets}/agent", NEWER, rolling)
             rolled = fleet.await_ready(self.nodes, NEWER)
+            cluster = self._cluster_cpu() - cluster
             self.client.delete(f"{daemonsets}/agent")
             fleet.await_empty()
-        return Native(finished - begun, statistics.median(gaps), rolled - again)
+        return Native(finished - begun, statistics.median(gaps), rolled - again, cluster)
+
+    def _cluster_cpu(self) -> float:
+        return sum(self.cluster.cpu_seconds().values())
 
     def _update_native(self, path: str, version: str, changes: Object) -> float:
         """Change the DaemonSet and wait until its controller has seen it; return when that was."""
@@ -188,12 +198,14 @@ class Bench:
 
                 fleet.events.clear()
                 cpu, passes, counts = operator.cpu_seconds, operator.passes, read_counts(self.cluster)
+                cluster = self._cluster_cpu()
                 strategy: Object = {"type": "Rolling", "full": None, "rolling": rolling}
                 begun = time.monotonic()
                 self.client.merge(rollout, {"spec": {"version": NEW, "strategy": strategy}})
                 finished = fleet.await_ready(self.nodes, NEW)
                 self._await_completed(rollout, NEW)
                 completed = time.monotonic()
+                cluster = self._cluster_cpu() - cluster
                 time.sleep(5)  # what is still to be written belongs to the run
                 result = Ours(
                     seconds=finished - begun,
@@ -201,6 +213,7 @@ class Bench:
                     gap=statistics.median(_gaps(fleet, self.batch_size)),
                     counts=read_counts(self.cluster).since(counts),
                     cpu=operator.cpu_seconds - cpu,
+                    cluster=cluster,
                     idle=idle,
                     peak_mib=operator.peak_mib,
                     passes=operator.passes - passes,
@@ -540,6 +553,7 @@ def measure_window(bench: Bench, arguments: argparse.Namespace) -> list[Result]:
     ratio = statistics.median(our.seconds / native.rolling for our, native in zip(ours, natives, strict=True))
     took = statistics.median(our.seconds for our in ours)
     native = statistics.median(native.rolling for native in natives)
+    _say_cluster(natives, ours, len(bench.nodes))
     return [
         (
             ratio <= MAX_WINDOW_RATIO,
@@ -662,6 +676,15 @@ def run_rounds(
                     say(*(f"    {line}" for line in our.explanation))
                     say(f"    requests: {our.counts.by_kind}")
     return natives, ours
+
+
+def _say_cluster(natives: Sequence[Native], ours: Sequence[Ours], nodes: int) -> None:
+    """Say what a move costs the cluster itself: where one machine is all of it, this is what takes the time."""
+    native, our = (statistics.median(each.cluster for each in found) * 1000 / nodes for found in (natives, ours))
+    say(
+        f"  control plane and fake nodes: {our:.0f} ms of processor time a node, native {native:.0f} ms: "
+        f"{our / native:.2f} x"
+    )
 
 
 def _costs(name: str, ours: Sequence[Ours], nodes: int) -> list[Result]:

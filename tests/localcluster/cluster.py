@@ -242,6 +242,10 @@ class Cluster:
             raise LauncherError(f"kubectl {' '.join(arguments)} failed: {result.stderr.strip()}")
         return result.stdout
 
+    def cpu_seconds(self) -> dict[str, float]:
+        """The processor time that each of its processes has used so far."""
+        return {name: process.cpu_seconds() for name, process in self._state.processes.items()}
+
     def metrics_text(self) -> str:
         """The API server's own metrics."""
         return self.client().raw("GET", "/metrics")

@@ -31,6 +31,15 @@ class Process:
         stat = _stat(self.pid)
         return stat is not None and stat == ("run", self.started)
 
+    def cpu_seconds(self) -> float:
+        """The processor time that it has used so far; 0 once it has ended."""
+        try:
+            text = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return 0.0
+        fields = text[text.rindex(")") + 2 :].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def log_tail(self, lines: int = 15) -> str:
         """The end of its log, for an error message."""
         try:

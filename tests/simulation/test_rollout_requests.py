@@ -482,6 +482,22 @@ def test_who_asks_for_a_rollback_and_sets_the_version_back_as_well_finds_nothing
     assert told.endswith("That is what spec.version wants")
 
 
+def test_a_rollback_that_failed_holds_though_every_node_is_labelled_as_the_spec_wants_it() -> None:
+    fleet = half_way()
+    moved = [name for name in fleet.nodes if fleet.assignment(name) == "r-1.1.0"]
+    fleet.behaviour = crash_loops(*moved, version="1.0.0")
+    fleet.change(version="1.0.0")
+    fleet.ask("rollback", run=2)
+    fleet.settle(until=lambda f: f.is_answered() and f.status.phase == "RolledBack")
+    for _ in range(5):
+        fleet.execute(fleet.plan())
+        fleet.tick()
+    assert fleet.assignments() == {"r-1.0.0": 10}
+    assert fleet.status.phase == "RolledBack"
+    assert fleet.status.run is not None
+    assert (fleet.status.run.state, fleet.status.run.failed) == ("Failed", len(moved))
+
+
 def test_a_rollback_that_leaves_others_elsewhere_holds_though_its_nodes_are_where_the_spec_wants_them() -> None:
     fleet = updated("1.1.0", strategy=CANARY)
     fleet.ask("rollback", run=2, batches=[2])

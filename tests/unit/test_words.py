@@ -1,5 +1,6 @@
 """What others say is told as one line, and a terminal that shows it obeys none of it."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outrider.adapters.kube import _error
 from outrider.core.conditions import Finding, merge_conditions
 from outrider.core.plan import Event
+from outrider.core.snapshot import Hindrance
 from outrider.core.words import printable
 from outrider.reconcile.projections import project_pod
 
@@ -29,7 +32,10 @@ def pod(**status: Any) -> Any:
     return project_pod({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "status": status}, None, NOW).pod
 
 
-@pytest.mark.parametrize("where", ["condition", "event", "waiting container", "ended container", "scheduler"])
+PLACES = ["condition", "event", "hindrance", "API server", "waiting container", "ended container", "scheduler"]
+
+
+@pytest.mark.parametrize("where", PLACES)
 def test_what_others_say_is_told_without_what_a_terminal_would_obey(where: str) -> None:
     match where:
         case "condition":
@@ -37,6 +43,11 @@ def test_what_others_say_is_told_without_what_a_terminal_would_obey(where: str) 
             told = condition.message
         case "event":
             told = Event("Warning", "R", CLEARS_THE_SCREEN).message
+        case "hindrance":
+            told = Hindrance("R", CLEARS_THE_SCREEN, stalled=True).message
+        case "API server":
+            answer = json.dumps({"message": CLEARS_THE_SCREEN, "reason": "Invalid"})
+            told = _error("POST", "/x", 422, answer, {}).message
         case "waiting container":
             waiting = {"reason": "ErrImagePull", "message": CLEARS_THE_SCREEN}
             told = pod(containerStatuses=[{"name": "a", "state": {"waiting": waiting}}]).trouble_message

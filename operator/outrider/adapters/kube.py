@@ -18,6 +18,7 @@ import aiohttp
 
 from outrider.api.errors import OutriderError, Stalling, Transient
 from outrider.api.names import FIELD_MANAGER, GROUP, VERSION
+from outrider.core.words import printable
 
 Json = dict[str, Any]
 
@@ -401,7 +402,7 @@ def _error(method: str, path: str, status: int, text: str, headers: Mapping[str,
         message, reason = str(details.get("message", "")), str(details.get("reason", ""))
     except ValueError:
         message, reason = text[:200], ""
-    what = f"{method} {path}: {message}"
+    what = printable(f"{method} {path}: {message}")
     match status:
         case 404:
             return _NotFoundError("NotFound", what)

@@ -249,7 +249,7 @@ def _has_nothing_to_hold(work: Work, run: RunStatus) -> bool:
     Who has set spec.version back as well is not asked to change it: a run that moves nobody says that all is well.
     """
     wanted = work.seen.wanted
-    if run.state in ONGOING or not is_requested(run) or wanted != work.stable:
+    if run.state != "Succeeded" or not is_requested(run) or wanted != work.stable:
         return False
     return work.count_members_at(wanted) == len(work.seen.members)
 
@@ -353,6 +353,7 @@ def move_open_batches(work: Work) -> None:
             if shut:  # as if it had never been planned: its clock does not run
                 again = {"state": "Pending", "started_at": None, "reason": "", "message": ""}
                 work.results[batch.name][entry.name] = result.model_copy(update=again)
+                places.moving -= 1
                 continue
             move(work, node, entry.to)  # planned before, but the patch was not made
         if result.state != "Pending":

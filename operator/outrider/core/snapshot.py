@@ -22,6 +22,7 @@ from outrider.api.rollout import (
 from outrider.core.compatibility import VersionRules
 from outrider.core.ranges import Range
 from outrider.core.refusal import Refusal
+from outrider.core.words import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +283,10 @@ class Hindrance:
     reason: str
     message: str
     stalled: bool
+
+    def __post_init__(self) -> None:
+        """Keep what a terminal would obey out of what is told."""
+        object.__setattr__(self, "message", printable(self.message))
 
 
 @dataclass(frozen=True, slots=True)

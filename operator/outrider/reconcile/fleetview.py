@@ -59,6 +59,12 @@ class AgentIndex:
         return found.pods.get(node, ()) if found is not None else ()
 
     def _note(self, before: AgentPod | None, after: AgentPod | None) -> None:
+        if before is not None and after is not None and _identity(before) == _identity(after):
+            found = self._found[_place_of(after)]
+            same = after.pod.uid
+            on_node = tuple(after if one.pod.uid == same else one for one in found.agents[after.pod.node])
+            found.put(after.pod.node, on_node)
+            return
         if before is not None:
             key, node = _place_of(before), before.pod.node
             found = self._found[key]
@@ -68,6 +74,10 @@ class AgentIndex:
         if after is not None:
             found = self._found.setdefault(_place_of(after), _OfComponent())
             found.put(after.pod.node, (*found.agents.get(after.pod.node, ()), after))
+
+
+def _identity(agent: AgentPod) -> tuple[object, ...]:
+    return *_place_of(agent), agent.pod.node, agent.pod.uid
 
 
 def _place_of(agent: AgentPod) -> tuple[str, str, bool]:

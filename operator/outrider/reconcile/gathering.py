@@ -112,6 +112,7 @@ class Memory:
     uid: str = ""
     assignment_key: str = ""
     in_window: bool = False
+    pass_seconds: float = 0.0
     reading: Reading | None = None
     view: FleetView | None = None
     told_status: tuple[Json, Json] | None = None

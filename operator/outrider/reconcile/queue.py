@@ -24,6 +24,7 @@ class _State:
     ended: float = float("-inf")
     serial: int = field(default=0)
     forgotten: bool = False
+    hurried: bool = False
 
 
 class WorkQueue:
@@ -31,8 +32,8 @@ class WorkQueue:
 
     A key added while its pass runs gets another pass. `settle_seconds` is how long a burst of events may gather before
     a pass, for all keys or for each: shorter than a person notices, long enough that a hundred pods make a handful of
-    passes. The first event after a rest of that length waits only for `first_seconds` (default: as long): who moves one
-    node at a time does not wait for others.
+    passes. The first event after a rest of `rest_seconds` waits only for `first_seconds` (default: as long): who moves
+    one node at a time does not wait for others. Neither does a person.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class WorkQueue:
         *,
         settle_seconds: float | Callable[[str], float] = 0.05,
         first_seconds: float | None = None,
+        rest_seconds: float = 0.1,
     ) -> None:
         self._name = name
         self._work = work
         self._retry = retry
         self._settle = settle_seconds if callable(settle_seconds) else lambda _key: settle_seconds
         self._first = first_seconds
+        self._rest = rest_seconds
         self._states: dict[str, _State] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._serial = 0
@@ -66,15 +69,16 @@ class WorkQueue:
             return  # it backs off: whatever the event says is still there when it is tried again
         if after is None:
             after = self._settle(key)
-            if self._first is not None and asyncio.get_running_loop().time() - state.ended >= after:
+            if self._first is not None and asyncio.get_running_loop().time() - state.ended >= self._rest:
                 after = self._first
         self._schedule(key, state, after)
 
     def retry_now(self, key: str) -> None:
-        """Ask for a pass even though the key backs off: a person has changed something."""
+        """Ask for a pass at once, even though the key backs off: a person has changed something."""
         state = self._states.setdefault(key, _State())
         state.failures = 0
-        self.add(key)
+        state.hurried = state.running
+        self.add(key, self._first)
 
     def forget(self, key: str) -> None:
         """Drop what is known of a key whose object is gone, as soon as its pass has ended."""
@@ -145,8 +149,9 @@ class WorkQueue:
             state.running = False
             state.ended = asyncio.get_running_loop().time()
         if state.dirty and not state.failures:
-            again = self._settle(key) if again is None else min(again, self._settle(key))
-        state.dirty = False
+            soon = self._first if state.hurried and self._first is not None else self._settle(key)
+            again = soon if again is None else min(again, soon)
+        state.dirty = state.hurried = False
         if again is not None:
             self._schedule(key, state, again)
         elif state.forgotten:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -127,6 +128,7 @@ class RolloutReconciler:
             await memory.patches_ended()  # whoever lets it go knows where each node is
         around = await self._look_around(body)
         terminating = deleting and around.terminating
+        begun = time.perf_counter()
         try:
             seen = self._gatherer.gather(
                 body, memory, namespace_terminating=terminating, pod_security=around.pod_security
@@ -136,6 +138,7 @@ class RolloutReconciler:
             self._recorder.record(ROLLOUTS, namespace, name, memory.uid, event)
             raise
         plan = plan_rollout(seen)
+        memory.pass_seconds = time.perf_counter() - begun
         memory.assignment_key = seen.assignment_key
         memory.in_window = has_window(seen.spec) and bool(plan.arrivals)
         self._gatherer.remember_asking(seen, plan, memory)
@@ -144,12 +147,25 @@ class RolloutReconciler:
         self._watch_half_moves(seen, memory)
         if not seen.deleting and seen.legacy is None:  # what was taken over has pods that are seen in passes only
             memory.arrivals = {move.node: move for move in plan.arrivals if move.node not in memory.patches}
+            for node in list(memory.arrivals):  # a pod may have ended while the pass was made
+                self.pod_ended(seen.namespace, seen.spec.component, node)
         return self._when_again(seen, plan, memory)
 
     def rolls_in_a_window(self, key: str) -> bool:
         """Tell whether a Rollout moved nodes in a sliding window when it was last looked at."""
         memory = self._memories.get(key)
         return memory is not None and memory.in_window
+
+    def wait_for_a_pass(self, key: str) -> None:
+        """Let nobody arrive before the next pass: somebody wants something else of the Rollout."""
+        memory = self._memories.get(key)
+        if memory is not None:
+            memory.arrivals = {}
+
+    def pass_seconds(self, key: str) -> float:
+        """Return how long the last look at a Rollout's fleet took to be made and planned."""
+        memory = self._memories.get(key)
+        return memory.pass_seconds if memory is not None else 0.0
 
     def pod_ended(self, namespace: str, component: str, node: str) -> None:
         """Let a node arrive whose last old pod has ended: it has no agent meanwhile, and waits for no pass."""
