@@ -6,14 +6,27 @@ from typing import Any
 import pytest
 
 from outrider.adapters.informer import Informer
-from outrider.adapters.kube import COMPONENT_VERSIONS, DAEMON_SETS, NODES, PODS, ROLLOUT_BATCHES, ROLLOUTS, Json
+from outrider.adapters.kube import (
+    COMPONENT_VERSIONS,
+    DAEMON_SETS,
+    NODES,
+    PODS,
+    ROLLOUT_BATCHES,
+    ROLLOUTS,
+    Json,
+    Resource,
+)
 from outrider.api import names
+from outrider.core.moves import leaving
 from outrider.core.plan import Assign
+from outrider.core.revision import revision_of
+from outrider.reconcile.controller import Controller
 from outrider.reconcile.fleetview import AgentIndex
 from outrider.reconcile.gathering import Caches, Memory
 from outrider.reconcile.projections import project_node, project_pod
 from outrider.reconcile.rollouts import RolloutReconciler
 from outrider.settings import Settings
+from simulation.fleet import make_spec
 from unit.test_fleetview import NOW
 
 KEY = names.assignment_key("fleet", "agent")
@@ -140,3 +153,120 @@ def test_the_index_of_agents_is_the_one_that_caches_keep() -> None:
     assert isinstance(caches.agents, AgentIndex)
     caches.pods.put(agent("old", "A"))
     assert [pod.name for pod in caches.agents.on("fleet", "agent", "n0")] == ["old"]
+
+
+class Server(Answering):
+    """An API server that also takes a Rollout's status."""
+
+    rollout: Json
+
+    async def apply(self, resource: Resource, body: Json, **_: Any) -> Json:
+        if resource is not ROLLOUTS:
+            return body
+        metadata = self.rollout["metadata"]
+        metadata = {**metadata, "resourceVersion": str(int(metadata["resourceVersion"]) + 1)}
+        self.rollout = {**self.rollout, "metadata": metadata, "status": body["status"]}
+        return self.rollout
+
+
+async def look_at_half_way(**metadata: Any) -> tuple[Controller, Server]:
+    """An operator that has looked at a fleet of one node, whose old agent is ending."""
+    server: Any = Server()
+    controller = Controller(server, Settings())
+    controller._rollout_reconciler.begin()
+    spec = make_spec("1.1.0")
+    revision = revision_of("agent", spec)
+    labels = {
+        names.LABEL_ROLLOUT: "agent",
+        names.LABEL_COMPONENT: "agent",
+        names.LABEL_ROLE: names.ROLE_REVISION,
+        names.LABEL_REVISION: revision,
+        names.LABEL_VERSION: "1.1.0",
+    }
+    nodes, pods, daemonsets, _ = controller._informers
+    daemonsets.put(
+        {"metadata": {"name": "d", "namespace": "fleet", "uid": "d", "resourceVersion": "1", "labels": labels}}
+    )
+    nodes.put({"metadata": {"name": "n0", "uid": "u0", "resourceVersion": "1", "labels": {KEY: leaving(revision)}}})
+    pods.put(agent("old", "A"))
+    rollout = {
+        "metadata": {
+            "name": "agent",
+            "namespace": "fleet",
+            "uid": "uid-agent",
+            "resourceVersion": "1",
+            "generation": 1,
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "finalizers": [names.FINALIZER],
+            **metadata,
+        },
+        "spec": spec.to_api(),
+    }
+    server.rollout = rollout
+    controller.rollouts.put(rollout)
+    await controller._rollout_reconciler.reconcile("fleet/agent")
+    return controller, server
+
+
+async def answered(controller: Controller) -> None:
+    await controller._rollout_reconciler._memories["fleet/agent"].patches_ended()
+
+
+@pytest.mark.parametrize("how", ["its object goes", "its containers end"])
+async def test_what_a_watch_tells_of_a_pod_lets_its_node_arrive_without_another_look(how: str) -> None:
+    controller, server = await look_at_half_way()
+    assert not server.patched
+    pods: Any = controller._informers[1]
+    if how == "its object goes":
+        pods.drop(("fleet", "old"))
+    else:
+        ended = agent("old", "A", phase="Failed")
+        pods.put({**ended, "metadata": {**ended["metadata"], "resourceVersion": "2"}})
+    await answered(controller)
+    assert [node for node, _ in server.patched] == ["n0"]
+
+
+async def test_a_pod_that_ended_while_the_fleet_was_looked_at_is_not_missed() -> None:
+    controller, server = await look_at_half_way()
+    reconciler = controller._rollout_reconciler
+    pods: Any = controller._informers[1]
+    execute = reconciler._execute
+
+    async def late(*arguments: Any) -> None:
+        pods.drop(("fleet", "old"))
+        await execute(*arguments)
+
+    reconciler._execute = late  # type: ignore[method-assign]
+    await reconciler.reconcile("fleet/agent")
+    await answered(controller)
+    assert [node for node, _ in server.patched] == ["n0"]
+
+
+async def test_nobody_arrives_before_the_next_look_once_somebody_wants_something_else() -> None:
+    controller, server = await look_at_half_way()
+    body = controller.rollouts.get("fleet", "agent")
+    assert body is not None
+    changed = {**body["metadata"], "generation": 2, "resourceVersion": "9"}
+    server.rollout = {**body, "metadata": changed, "spec": {**body["spec"], "paused": True}}
+    controller.rollouts.put(server.rollout)
+    pods: Any = controller._informers[1]
+    pods.drop(("fleet", "old"))
+    await answered(controller)
+    assert not server.patched
+    await controller._rollout_reconciler.reconcile("fleet/agent")
+    await answered(controller)
+    assert [node for node, _ in server.patched] == ["n0"], "what is half-made is finished, in a pause too"
+
+
+async def test_what_gathers_before_a_look_is_bounded_and_people_wait_for_none_of_it() -> None:
+    controller, _ = await look_at_half_way()
+    memory = controller._rollout_reconciler._memories["fleet/agent"]
+    memory.pass_seconds = 0.0
+    assert controller._settle_seconds("fleet/agent") == 0.1
+    memory.in_window = True
+    assert controller._settle_seconds("fleet/agent") == 0.2
+    memory.pass_seconds = 0.05
+    assert controller._settle_seconds("fleet/agent") == 0.5
+    memory.pass_seconds = 60.0
+    assert controller._settle_seconds("fleet/agent") == 1.0
+    assert controller._settle_seconds("fleet/unknown") == 0.1
