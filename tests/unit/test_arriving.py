@@ -226,7 +226,7 @@ async def test_what_a_watch_tells_of_a_pod_lets_its_node_arrive_without_another_
     assert [node for node, _ in server.patched] == ["n0"]
 
 
-async def test_a_pod_that_ended_while_the_fleet_was_looked_at_is_not_missed() -> None:
+async def test_a_pod_that_ended_while_the_fleet_was_looked_at_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     controller, server = await look_at_half_way()
     reconciler = controller._rollout_reconciler
     pods: Any = controller._informers[1]
@@ -236,7 +236,7 @@ async def test_a_pod_that_ended_while_the_fleet_was_looked_at_is_not_missed() ->
         pods.drop(("fleet", "old"))
         await execute(*arguments)
 
-    reconciler._execute = late  # type: ignore[method-assign]
+    monkeypatch.setattr(reconciler, "_execute", late)
     await reconciler.reconcile("fleet/agent")
     await answered(controller)
     assert [node for node, _ in server.patched] == ["n0"]
