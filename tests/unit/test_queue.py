@@ -119,6 +119,42 @@ def test_the_first_event_after_a_rest_is_looked_at_almost_at_once_and_what_follo
     assert play(story, first_seconds=0.01).of("a") == [0.01, 0.07, 60.03]
 
 
+def test_a_person_waits_for_no_burst_to_settle_and_after_a_pass_comes_first() -> None:
+    async def story(queue: WorkQueue, _: Passes) -> None:
+        queue.add("a")
+        await asyncio.sleep(0.5)
+        queue.retry_now("a")  # a pass is made: the next follows at once
+        await asyncio.sleep(1.54)
+        queue.add("a")  # a burst begins that is to gather
+        queue.retry_now("a")
+        await asyncio.sleep(60)
+
+    assert play(story, seconds=1.0, first_seconds=0.01).of("a") == [0.01, 1.02, 2.05]
+
+
+def test_each_key_gathers_and_rests_for_as_long_as_it_says() -> None:
+    async def main() -> Passes:
+        passes = Passes()
+        waits = {"a": 0.05, "b": 0.4}
+        queue = WorkQueue(
+            "Test", passes, RETRY, settle_seconds=waits.__getitem__, first_seconds=0.01, rest_seconds=waits.__getitem__
+        )
+        runner = asyncio.create_task(queue.run())
+        for moment in (0.0, 0.1, 0.3):
+            await asyncio.sleep(moment - passes.now())
+            queue.add("a")
+            queue.add("b")
+        await asyncio.sleep(10)
+        runner.cancel()
+        with suppress(asyncio.CancelledError):
+            await runner
+        return passes
+
+    passes = run_in_virtual_time(main())
+    assert passes.of("a") == [0.01, 0.11, 0.31]
+    assert passes.of("b") == [0.01, 0.5]
+
+
 def test_a_steady_stream_of_events_cannot_put_a_pass_off() -> None:
     async def story(queue: WorkQueue, _: Passes) -> None:
         for _event in range(50):

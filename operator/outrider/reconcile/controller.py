@@ -111,6 +111,7 @@ class Controller:
             self._timed("Rollout", self._one_rollout),
             hasty,
             settle_seconds=self._settle_seconds,
+            rest_seconds=self._rest_seconds,
             first_seconds=_ROLLOUT_FIRST_SECONDS,
         )
         self._version_reconciler = VersionReconciler(
@@ -255,8 +256,13 @@ class Controller:
 
         One over thousands of nodes takes tens of milliseconds, and more where the machine is busy.
         """
-        usual = WINDOW_SECONDS if self._rollout_reconciler.rolls_in_a_window(key) else _ROLLOUT_SETTLE_SECONDS
-        return max(usual, min(_SETTLE_AT_MOST_SECONDS, 10 * self._rollout_reconciler.pass_seconds(key)))
+        return max(
+            self._rest_seconds(key), min(_SETTLE_AT_MOST_SECONDS, 10 * self._rollout_reconciler.pass_seconds(key))
+        )
+
+    def _rest_seconds(self, key: str) -> float:
+        """Return after how long without a pass nothing else is to be expected: the next change is looked at at once."""
+        return WINDOW_SECONDS if self._rollout_reconciler.rolls_in_a_window(key) else _ROLLOUT_SETTLE_SECONDS
 
     async def _one_version(self, key: str) -> float | None:
         again = await self._version_reconciler.reconcile(key)

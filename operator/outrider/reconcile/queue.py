@@ -44,14 +44,14 @@ class WorkQueue:
         *,
         settle_seconds: float | Callable[[str], float] = 0.05,
         first_seconds: float | None = None,
-        rest_seconds: float = 0.1,
+        rest_seconds: float | Callable[[str], float] = 0.1,
     ) -> None:
         self._name = name
         self._work = work
         self._retry = retry
         self._settle = settle_seconds if callable(settle_seconds) else lambda _key: settle_seconds
         self._first = first_seconds
-        self._rest = rest_seconds
+        self._rest = rest_seconds if callable(rest_seconds) else lambda _key: rest_seconds
         self._states: dict[str, _State] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._serial = 0
@@ -69,7 +69,7 @@ class WorkQueue:
             return  # it backs off: whatever the event says is still there when it is tried again
         if after is None:
             after = self._settle(key)
-            if self._first is not None and asyncio.get_running_loop().time() - state.ended >= self._rest:
+            if self._first is not None and asyncio.get_running_loop().time() - state.ended >= self._rest(key):
                 after = self._first
         self._schedule(key, state, after)
 
