@@ -226,6 +226,13 @@ def live_through(bench: Bench, arguments: argparse.Namespace) -> int:
             operator.stop()
 
 
+def why(status: Object) -> str:
+    """Return what the Rollout says about how its last run ended."""
+    failed = [record.get("message", "") for record in status.get("history", [])[:1]]
+    ready = [each["message"] for each in status.get("conditions", []) if each["type"] == "Ready"]
+    return "; ".join(filter(None, [*ready, *failed]))
+
+
 def report(
     body: Object, chaos: Chaos, kills: int, seconds: float, problems: list[str], arguments: argparse.Namespace
 ) -> int:
@@ -234,6 +241,7 @@ def report(
     say("", f"{arguments.nodes} nodes, seed {arguments.seed}, {seconds:.0f} s: {body['status']['phase']}")
     say(f"  run {run['id']}: healthy {run['healthy']}, failed {run['failed']}, skipped {run['skipped']}")
     say(f"  what runs: {body['status'].get('running')}")
+    say(f"  it says: {why(body['status'])}")
     for kind, count in sorted(chaos.happened.items()):
         say(f"  {kind:<24}{count:>6}")
     say(f"  {'operator killed':<24}{kills:>6}")

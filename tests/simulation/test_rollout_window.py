@@ -302,3 +302,37 @@ def test_whatever_fails_and_whenever_the_operator_dies_the_window_holds_and_ever
         assert counts == {key: n for key, n in {NEW: count - failed, OLD: failed}.items() if n}
     else:  # all moved nodes of a page were bad ones
         assert counts == {OLD: count}
+
+
+def test_two_nodes_that_came_late_and_fail_do_not_take_a_fleet_back_that_tolerates_them() -> None:
+    """They are a record of their own: that all of it failed says nothing about the fleet."""
+    fleet = installed(20, 5, tolerance="40%")
+    bad = {"late-1", "late-2"}
+    fleet.behaviour = lambda node, revision: "crash-loop" if node in bad and revision == NEW else "healthy"
+    fleet.change(version="1.1.0")
+    fleet.settle(until=lambda f: f.assignments().get(NEW, 0) >= 12)
+    for name in sorted(bad):
+        fleet.join(name)
+    fleet.settle()
+    assert fleet.status.run is not None
+    assert fleet.status.run.state == "PartiallySucceeded"
+    assert fleet.assignments() == {NEW: 20, OLD: 2}
+    alone = [batch for batch in fleet.batches.values() if {entry.name for entry in batch.spec.nodes} == bad]
+    assert alone, "else this shows nothing"
+
+
+@pytest.mark.parametrize(("failing", "state"), [(2, "PartiallySucceeded"), (4, "RolledBack")])
+def test_the_rest_of_a_batch_is_no_sample_and_a_whole_batch_is(failing: int, state: str) -> None:
+    """Of ten nodes in batches of four, tolerating five: the last two, or the first four, fail."""
+    strategy = {"type": "Rolling", "rolling": {"batchSize": 4}, "failureTolerance": 5}
+    fleet = Fleet(10, make_spec(strategy=strategy))
+    fleet.settle()
+    order = [node.name for node in arithmetic.order_nodes([s.node for s in fleet.nodes.values()], "rollout-uid", 2)]
+    bad = set(order[-2:] if failing == 2 else order[:4])
+    fleet.behaviour = lambda node, revision: "crash-loop" if node in bad and revision == NEW else "healthy"
+    fleet.change(version="1.1.0")
+    fleet.settle()
+    ended = fleet.status.run if state == "PartiallySucceeded" else fleet.status.history[0]
+    assert ended is not None
+    assert (ended.state if state == "PartiallySucceeded" else ended.result) == state  # type: ignore[union-attr]
+    assert fleet.assignments() == ({NEW: 8, OLD: 2} if failing == 2 else {OLD: 10})

@@ -325,7 +325,7 @@ class Strategy(ApiModel):
     """Limits for type Full."""
     failure_tolerance: IntOrPercent = 0
     """How many nodes may fail; a percentage is of the run's nodes and rounds down. The run fails when more do, or when
-    every node of a batch of two or more did. A failed node within the tolerance goes back at once."""
+    every node of a whole batch of two or more did. A failed node within the tolerance goes back at once."""
 
 
 class Health(ApiModel):

@@ -328,6 +328,7 @@ def why_over_tolerance(work: Work, run: RunStatus) -> str:
     allowed = arithmetic.tolerated(strategy.failure_tolerance, total)
     if failed > allowed:
         return f"{failed} of {total} nodes failed, tolerated are {allowed} ({examples})"
+    size = arithmetic.rolling_size(work.seen.spec, arithmetic.size_basis(run))
     numbered: dict[int, list[Batch]] = {}
     for batch in work.update_batches():
         numbered.setdefault(batch.spec.batch, []).append(batch)
@@ -340,7 +341,9 @@ def why_over_tolerance(work: Work, run: RunStatus) -> str:
             allowed = arithmetic.tolerated(strategy.canary.steps[step - 1].failure_tolerance, moved)
             if bad > allowed:
                 return f"{bad} of {moved} nodes of canary step {step} failed, tolerated are {allowed} ({examples})"
-        if bad == moved >= 2:
+        # What is left over at the end, or came late, is no sample of the fleet: two of two say less than the tolerance.
+        is_whole = step or sum(map(len, results)) >= min(size, total)
+        if bad == moved >= 2 and is_whole:
             return f"all {bad} nodes of batch {number} failed ({examples})"
     return ""
 
