@@ -13,13 +13,12 @@ from urllib.parse import urlsplit
 
 from adapters.signing import Signer
 from localcluster import Cluster
+from localcluster.processes import cpu_seconds
 from outrider.api import names
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "outrider-system"
 ACCOUNT = "outrider"
-
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 _PASSES = r'^outrider_reconcile_total{kind="%s".*} (\S+)$'
 _STEPS = r"^outrider_version_steps_total{.*} (\S+)$"
@@ -89,8 +88,7 @@ class OperatorProcess:
     @property
     def cpu_seconds(self) -> float:
         """Return the CPU time that it has used so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        return cpu_seconds(self.pid)
 
     @property
     def peak_mib(self) -> float:

@@ -14,6 +14,8 @@ from localcluster.errors import LauncherError
 
 MARKER = "OUTRIDER_LOCAL_CLUSTER"
 
+_TICKS = os.sysconf("SC_CLK_TCK")
+
 
 @dataclass(frozen=True)
 class Process:
@@ -33,12 +35,7 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """The processor time that it has used so far; 0 once it has ended."""
-        try:
-            text = Path(f"/proc/{self.pid}/stat").read_text()
-        except OSError:
-            return 0.0
-        fields = text[text.rindex(")") + 2 :].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.pid)
 
     def log_tail(self, lines: int = 15) -> str:
         """The end of its log, for an error message."""
@@ -49,14 +46,25 @@ class Process:
         return "\n".join(text.splitlines()[-lines:])
 
 
+def cpu_seconds(pid: int) -> float:
+    """The processor time that a process has used so far; 0 once it has ended."""
+    fields = _stat_fields(pid)
+    return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
+
+
 def _stat(pid: int) -> tuple[str, int] | None:
+    fields = _stat_fields(pid)
+    return ("dead" if fields[0] in "ZX" else "run", int(fields[19])) if fields else None
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """What /proc says of a process after its name (proc_pid_stat(5), from the third field on); nothing of none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return None
+        return []
     # The command's name is in parentheses and may hold spaces and parentheses itself.
-    fields = text[text.rindex(")") + 2 :].split()
-    return ("dead" if fields[0] in "ZX" else "run", int(fields[19]))
+    return text[text.rindex(")") + 2 :].split()
 
 
 def spawn(

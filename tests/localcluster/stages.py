@@ -423,8 +423,8 @@ def _lease_stage() -> Object:
                 }
             ]
         },
-        # Well within the 3,600 s that the controller manager waits here. Every 10 s, as kubelets do it, would keep two
-        # processors busy with nothing else for 1,000 nodes; like this 5,000 of them take a fifth of one.
+        # Well within the 3,600 s that the controller manager waits here. Every 10 s, as kubelets do it, would keep most
+        # of a processor busy for 1,000 nodes; like this 5,000 of them take a fifth of one.
         delay={"durationMilliseconds": 240_000, "jitterDurationMilliseconds": 360_000},
     )
     stage["spec"]["resourceRef"]["apiGroup"] = "coordination.k8s.io/v1"

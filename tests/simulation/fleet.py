@@ -357,10 +357,7 @@ class Fleet:
     def execute(self, plan: Plan, *, crash_after: int | None = None) -> None:
         """Execute a plan in the operator's order, or only its first `crash_after` steps."""
         records = [a for a in plan.actions if not isinstance(a, LATE)]
-        if self.status.revisions is not None:
-            self.ever_stable.add(self.status.revisions.stable)
-            # A patch that was sent before a run completed may be made after it.
-            self.ever_stable |= {one.revision for one in self.status.revisions.completed}
+        self._note_stable()
         late = [a for a in plan.actions if isinstance(a, LATE)]
         steps: list[Callable[[], None]] = [lambda a=action: self._do(a) for action in records]  # type: ignore[misc]
         steps.append(lambda: setattr(self, "status", plan.status))
@@ -459,15 +456,18 @@ class Fleet:
         target = self.spec.target
         self.join_sets.setdefault(joiners_id(revision, hash_target(target)), (revision, target))
 
+    def _note_stable(self) -> None:
+        if self.status.revisions is not None:
+            self.ever_stable.add(self.status.revisions.stable)
+            # A patch that was sent before a run completed may be made after it.
+            self.ever_stable |= {one.revision for one in self.status.revisions.completed}
+
     def _check_record(self, name: str, uid: str, after: str | None) -> None:
         """No node moves to a revision that no stored batch brings, but to one that was stable."""
         if after is None:
             return
         goal = after.removeprefix("to-")
-        if self.status.revisions is not None:
-            self.ever_stable.add(self.status.revisions.stable)
-            # A patch that was sent before a run completed may be made after it.
-            self.ever_stable |= {one.revision for one in self.status.revisions.completed}
+        self._note_stable()
         recorded = {
             goal
             for batch in self.batches.values()

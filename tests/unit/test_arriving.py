@@ -5,28 +5,18 @@ from typing import Any
 
 import pytest
 
-from outrider.adapters.informer import Informer
-from outrider.adapters.kube import (
-    COMPONENT_VERSIONS,
-    DAEMON_SETS,
-    NODES,
-    PODS,
-    ROLLOUT_BATCHES,
-    ROLLOUTS,
-    Json,
-    Resource,
-)
+from outrider.adapters.kube import ROLLOUTS, Json, Resource
 from outrider.api import names
 from outrider.core.moves import leaving
 from outrider.core.plan import Assign
 from outrider.core.revision import revision_of
 from outrider.reconcile.controller import Controller
 from outrider.reconcile.fleetview import AgentIndex
-from outrider.reconcile.gathering import Caches, Memory
-from outrider.reconcile.projections import project_node, project_pod
+from outrider.reconcile.gathering import Memory
 from outrider.reconcile.rollouts import RolloutReconciler
 from outrider.settings import Settings
 from simulation.fleet import make_spec
+from unit.emptycaches import empty_caches
 from unit.test_fleetview import NOW
 
 KEY = names.assignment_key("fleet", "agent")
@@ -59,19 +49,7 @@ class Operator:
     def __init__(self) -> None:
         self.server = Answering()
         self.woken: list[str] = []
-
-        def kept(resource: Any, project: Any = lambda obj, _: obj) -> Any:
-            server: Any = self.server
-            return Informer(server, resource, project, lambda _before, _after: None)
-
-        self.caches = Caches(
-            rollouts=kept(ROLLOUTS),
-            versions=kept(COMPONENT_VERSIONS),
-            nodes=kept(NODES, project_node),
-            pods=kept(PODS, lambda obj, before: project_pod(obj, before, NOW)),
-            daemonsets=kept(DAEMON_SETS),
-            batches=kept(ROLLOUT_BATCHES),
-        )
+        self.caches = empty_caches(NOW)
         nobody: Any = None
         server: Any = self.server
         self.reconciler = RolloutReconciler(
@@ -169,7 +147,7 @@ class Server(Answering):
         return self.rollout
 
 
-async def look_at_half_way(**metadata: Any) -> tuple[Controller, Server]:
+async def look_at_half_way() -> tuple[Controller, Server]:
     """An operator that has looked at a fleet of one node, whose old agent is ending."""
     server: Any = Server()
     controller = Controller(server, Settings())
@@ -198,7 +176,6 @@ async def look_at_half_way(**metadata: Any) -> tuple[Controller, Server]:
             "generation": 1,
             "creationTimestamp": "2026-01-01T00:00:00Z",
             "finalizers": [names.FINALIZER],
-            **metadata,
         },
         "spec": spec.to_api(),
     }

@@ -6,17 +6,7 @@ from typing import Any
 
 import pytest
 
-from outrider.adapters.informer import Informer
-from outrider.adapters.kube import (
-    COMPONENT_VERSIONS,
-    DAEMON_SETS,
-    NODES,
-    PODS,
-    ROLLOUT_BATCHES,
-    ROLLOUTS,
-    Cluster,
-    Json,
-)
+from outrider.adapters.kube import Json
 from outrider.api import names
 from outrider.api.checks import HttpCheck
 from outrider.api.errors import Stalling
@@ -28,30 +18,17 @@ from outrider.core.revision import hash_target
 from outrider.core.rollout import plan_rollout
 from outrider.core.snapshot import Measurement, Pod, RolloutSnapshot
 from outrider.reconcile.gathering import Caches, Gatherer, Memory, Probed
-from outrider.reconcile.projections import project_batch, project_daemonset, project_node, project_pod
 from outrider.settings import Settings
 from simulation.fleet import make_spec
+from unit.emptycaches import empty_caches
 
 NOW = datetime.now(UTC)
 OTHER = names.assignment_key("fleet", "daemon")
 
 
-def ignore(_before: object, _after: object) -> None:
-    return
-
-
 @pytest.fixture
 def caches() -> Caches:
-    """Caches that no watch fills: objects are put there."""
-    nowhere: Cluster = None  # type: ignore[assignment]
-    return Caches(
-        rollouts=Informer(nowhere, ROLLOUTS, lambda obj, _: obj, ignore),
-        versions=Informer(nowhere, COMPONENT_VERSIONS, lambda obj, _: obj, ignore),
-        nodes=Informer(nowhere, NODES, project_node, ignore),
-        pods=Informer(nowhere, PODS, lambda obj, before: project_pod(obj, before, NOW), ignore),
-        daemonsets=Informer(nowhere, DAEMON_SETS, project_daemonset, ignore),
-        batches=Informer(nowhere, ROLLOUT_BATCHES, project_batch, ignore),
-    )
+    return empty_caches(NOW)
 
 
 def gatherer(caches: Caches) -> Gatherer:

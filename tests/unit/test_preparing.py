@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from outrider.adapters.informer import Informer
-from outrider.adapters.kube import COMPONENT_VERSIONS, DAEMON_SETS, NODES, PODS, ROLLOUT_BATCHES, ROLLOUTS, Json
+from outrider.adapters.kube import Json
 from outrider.api.errors import Stalling
 from outrider.core.plan import Plan, PrepareNodes
 from outrider.core.revision import build_daemonset
 from outrider.reconcile.gathering import Caches, Memory
-from outrider.reconcile.projections import project_daemonset
 from outrider.reconcile.rollouts import RolloutReconciler
 from outrider.settings import Settings
 from simulation.fleet import Fleet, make_spec
+from unit.emptycaches import empty_caches
+from unit.test_fleetview import NOW
 from unit.test_prepare import FETCH
 
 NAME = "0123456789"
@@ -38,17 +38,7 @@ class Refusing:
 
 
 def operator(cluster: Any) -> tuple[RolloutReconciler, Caches]:
-    def kept(resource: Any, project: Any = lambda obj, _: obj) -> Any:
-        return Informer(cluster, resource, project, lambda _before, _after: None)
-
-    caches = Caches(
-        rollouts=kept(ROLLOUTS),
-        versions=kept(COMPONENT_VERSIONS),
-        nodes=kept(NODES),
-        pods=kept(PODS),
-        daemonsets=kept(DAEMON_SETS, project_daemonset),
-        batches=kept(ROLLOUT_BATCHES),
-    )
+    caches = empty_caches(NOW)
     nobody: Any = None
     return RolloutReconciler(cluster, caches, nobody, nobody, Settings(), nobody), caches
 

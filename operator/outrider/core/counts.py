@@ -37,12 +37,8 @@ def count_agents(seen: RolloutSnapshot, judged: Callable[[], AbstractSet[str]] |
     by_revision: dict[str, list[int]] = {}
     members = seen.members
     unwell: dict[str, Pod | None] = {}
-    well: dict[str, int] = {}
     for name, pods in seen.pods.items():
         if name not in members:
-            continue
-        if len(pods) == 1 and (pod := pods[0]).is_well:  # the most of them
-            well[pod.revision] = well.get(pod.revision, 0) + 1
             continue
         living = None
         for pod in pods:
@@ -58,9 +54,6 @@ def count_agents(seen: RolloutSnapshot, judged: Callable[[], AbstractSet[str]] |
             counts[1] += 1
         else:
             unwell[name] = living
-    for revision, count in well.items():
-        counts = by_revision.setdefault(revision, [0, 0])
-        by_revision[revision] = [counts[0] + count, counts[1] + count]
     for revision, (nodes, good) in by_revision.items():
         version = seen.revisions.get(revision, revision)
         before = agents.versions.get(version, (0, 0))

@@ -39,7 +39,7 @@ from outrider.reconcile.projections import (
     project_pod,
 )
 from outrider.reconcile.queue import WorkQueue
-from outrider.reconcile.rollouts import WINDOW_SECONDS, RolloutReconciler
+from outrider.reconcile.rollouts import RolloutReconciler
 from outrider.reconcile.testjobs import TestJobs
 from outrider.reconcile.trust import TrustStore
 from outrider.reconcile.versions import VersionReconciler
@@ -54,6 +54,10 @@ _RESYNC_SECONDS = 300.0
 _ROLLOUT_RETRY_SECONDS = 15.0
 _ROLLOUT_SETTLE_SECONDS = 0.1
 """A batch waits for a pass when its last node is Ready: this is what it takes longer than the moves of its pods."""
+_WINDOW_SETTLE_SECONDS = 0.2
+"""In a window nodes leave in larger groups: the DaemonSet controller looks over all nodes for each of them, and each
+place of the window is free for a tenth of a second more, of the seconds that a pod takes to stop and to start. Who
+arrives waits for no pass."""
 _SETTLE_AT_MOST_SECONDS = 1.0
 _ROLLOUT_FIRST_SECONDS = 0.005
 """Where one node moves at a time nothing else comes to be gathered, and every moment is one without an agent."""
@@ -262,7 +266,7 @@ class Controller:
 
     def _rest_seconds(self, key: str) -> float:
         """Return after how long without a pass nothing else is to be expected: the next change is looked at at once."""
-        return WINDOW_SECONDS if self._rollout_reconciler.rolls_in_a_window(key) else _ROLLOUT_SETTLE_SECONDS
+        return _WINDOW_SETTLE_SECONDS if self._rollout_reconciler.rolls_in_a_window(key) else _ROLLOUT_SETTLE_SECONDS
 
     async def _one_version(self, key: str) -> float | None:
         again = await self._version_reconciler.reconcile(key)

@@ -7,6 +7,7 @@ So who belongs to whom is asked again only of those; what nobody changed is the 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from outrider.adapters.informer import Store
 from outrider.api import names
@@ -100,6 +101,11 @@ class Claims:
     deleting: bool
     all_assigned: bool
 
+    @cached_property
+    def older(self) -> tuple[Claim, ...]:
+        """Those others whose nodes are not this Rollout's."""
+        return tuple(claim for claim in self.others if claim.is_older)
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -155,8 +161,7 @@ class FleetView:
         if assignment is not None:
             goal = self._goals[name] = target_of(assignment)
             self._assigned[goal] += 1
-        older = [claim for claim in claims.others if claim.is_older]
-        members, foreign = select_members((node,), claims.target, older)
+        members, foreign = select_members((node,), claims.target, claims.older)
         leavers = select_leavers((node,), claims.key, claims.revisions, members, claims.others)
         self._members |= members
         self._foreign.update(foreign)

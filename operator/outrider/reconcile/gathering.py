@@ -274,7 +274,7 @@ class Gatherer:
             members=members,
             owned_by_others=foreign,
             leavers=leavers,
-            shares_joiners=any(may_overlap(claim.target, spec.target) for claim in others if claim.is_older),
+            shares_joiners=any(may_overlap(claim.target, spec.target) for claim in claims.older),
             joiners_elsewhere=joiners_elsewhere,
             pods=pods,
             batches=batches,

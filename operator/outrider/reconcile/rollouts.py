@@ -64,12 +64,6 @@ _ASK_AGAIN_SECONDS = 5.0
 """Whoever verifies may have been busy with the version when he was asked."""
 
 
-WINDOW_SECONDS = 0.2
-"""How long the changes of a fleet that rolls in a window gather before a pass. Nodes leave in larger groups then: the
-DaemonSet controller looks over all nodes for each of them, and each place of the window is free for a tenth of a second
-more, of the seconds that a pod takes to stop and to start. Who arrives waits for no pass."""
-
-
 class RolloutReconciler:
     """Moves fleets: one pass at a time per Rollout."""
 
@@ -177,7 +171,7 @@ class RolloutReconciler:
             alive = alive_on(self._caches.agents.on(namespace, component, node))
             if next_assignment(move.before, move.after or "", alive, served_by_joiners=True) == move.after:
                 del memory.arrivals[node]
-                self._begin_assigning(key, label, move, memory)
+                self._begin_assigning(key, move, memory)
 
     async def _look_around(self, body: Json) -> NamespaceFacts:
         """Return what matters of a Rollout's namespace: most Rollouts do not have to know."""
@@ -202,7 +196,7 @@ class RolloutReconciler:
             self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
         # Nobody waits for these: the next pass sees who is under way, and looks at the others meanwhile.
         for move in plan.moves:
-            self._begin_assigning(f"{seen.namespace}/{seen.name}", seen.assignment_key, move, memory)
+            self._begin_assigning(f"{seen.namespace}/{seen.name}", move, memory)
         await self._tell(body, seen, plan, memory)
         if plan.has_clean_up:
             await memory.patches_ended()
@@ -220,7 +214,7 @@ class RolloutReconciler:
         for event in plan.events:
             self._recorder.record(ROLLOUTS, seen.namespace, seen.name, seen.uid, event)
         for move in plan.moves:
-            self._begin_assigning(f"{seen.namespace}/{seen.name}", seen.assignment_key, move, memory)
+            self._begin_assigning(f"{seen.namespace}/{seen.name}", move, memory)
         await memory.patches_ended()
         try:
             await self._tell(body, seen, plan, memory)
@@ -436,7 +430,7 @@ class RolloutReconciler:
         if memory.pending_records.get(name) is status:
             memory.forget_record(name)
 
-    def _begin_assigning(self, key: str, label: str, move: Assign, memory: Memory) -> None:
+    def _begin_assigning(self, key: str, move: Assign, memory: Memory) -> None:
         """Have a node's assignment changed; until that is answered the node is under way."""
         moment = asyncio.get_running_loop().time()
         if move.node in memory.patches or moment - memory.refused.get(move.node, float("-inf")) < _REFUSED_SECONDS:
@@ -445,7 +439,7 @@ class RolloutReconciler:
 
         async def assign() -> None:
             try:
-                await self._assign(label, move, memory)
+                await self._assign(move, memory)
             except Exception:
                 logger.exception("Node %s: unexpected error", move.node)
                 memory.refused[move.node] = asyncio.get_running_loop().time()
@@ -456,8 +450,8 @@ class RolloutReconciler:
 
         memory.patches[move.node] = asyncio.create_task(assign(), name=f"assign {move.node}")
 
-    async def _assign(self, label: str, move: Assign, memory: Memory) -> None:
-        path = _label_path(label)
+    async def _assign(self, move: Assign, memory: Memory) -> None:
+        path = _label_path(memory.assignment_key)
         operations: list[Json] = [
             {"op": "test", "path": "/metadata/uid", "value": move.uid},
             {"op": "test", "path": path, "value": move.before},
