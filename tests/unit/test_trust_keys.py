@@ -152,6 +152,26 @@ def test_a_damaged_key_is_refused_or_is_another_key(keys: Path, position: int, b
     assert other.fingerprint != key.fingerprint
 
 
+@pytest.mark.parametrize(("name", "header"), [("p256", 26), ("p384", 23)])
+def test_a_point_in_hybrid_form_is_refused(keys: Path, name: str, header: int) -> None:
+    key = parse_public_key((keys / f"{name}.pub").read_bytes(), "a")
+    der = bytearray(base64.b64decode("".join(key.pem.splitlines()[1:-1])))
+    assert der[header] == 4, "where the point begins"
+    for form in (6, 7):
+        der[header] = form
+        pem = b"-----BEGIN PUBLIC KEY-----\n" + base64.encodebytes(bytes(der)) + b"-----END PUBLIC KEY-----\n"
+        with pytest.raises(Stalling, match="cannot be read"):
+            parse_public_key(pem, "b")
+
+
+def test_a_point_in_compressed_form_is_the_same_key(keys: Path) -> None:
+    key = parse_public_key((keys / "p256.pub").read_bytes(), "a")
+    command = ["openssl", "ec", "-pubin", "-in", str(keys / "p256.pub"), "-conv_form", "compressed"]
+    compressed = subprocess.run(command, check=True, capture_output=True).stdout
+    assert compressed.decode() != key.pem
+    assert parse_public_key(compressed, "b").fingerprint == key.fingerprint
+
+
 def test_a_secret_gives_its_good_keys_and_says_what_is_wrong_with_the_others(keys: Path) -> None:
     data = {
         "b.pub": (keys / "p256.pub").read_bytes(),

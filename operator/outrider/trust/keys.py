@@ -5,6 +5,7 @@ acceptable public key is refused with a sentence that says what was found and wh
 echoed, for it may be a private key.
 """
 
+import base64
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -109,9 +110,12 @@ def parse_public_key(
     #    so that it is named loudly whatever else is wrong.
     block = _single_public_block(pem, origin)
 
-    # 2. A key that the library can read: this also refuses points that are not on their curve.
+    # 2. A key that the library can read: this also refuses points that are not on their curve. It reads points in the
+    #    hybrid form as well, which RFC 5480, 2.2 forbids.
     try:
         key = load_pem_public_key(block)
+        if isinstance(key, ec.EllipticCurvePublicKey) and _is_hybrid(block, key):
+            raise ValueError
     except (ValueError, TypeError, UnsupportedAlgorithm):
         # The library's own text is dropped on purpose: it may quote the input.
         raise _unusable(
@@ -280,6 +284,14 @@ def _single_public_block(pem: bytes, origin: str) -> bytes:
     if match is None:
         raise _unusable(origin, "its PEM block does not end: the -----END PUBLIC KEY----- line is missing")
     return match.group(0) + b"\n"
+
+
+def _is_hybrid(block: bytes, key: ec.EllipticCurvePublicKey) -> bool:
+    """Tell whether a key's PEM block has both coordinates of its point, but not as the uncompressed form has them."""
+    lines = block.splitlines()[1:-1]
+    der = base64.b64decode(b"".join(line for line in lines if b":" not in line))  # RFC 1421: headers have a colon
+    point = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return der.endswith(point[1:]) and not der.endswith(point)
 
 
 def _accepted(key: PublicKeyTypes, origin: str, *, allow_rsa_2048: bool) -> tuple[PublicKey, str]:
