@@ -1,5 +1,6 @@
 """A sliding window: as soon as one node is done the next starts, and never more are away than the window is wide."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,11 +21,8 @@ def window(size: int | str, **strategy: Any) -> dict[str, Any]:
 
 
 def installed(count: int, size: int | str = 3, *, seed: int = 0, tolerance: int | str = 0, **changes: Any) -> Fleet:
-    spec = make_spec(
-        strategy=window(size, failureTolerance=tolerance),
-        health={"timeoutSeconds": 60, "minReadySeconds": 0},
-        **changes,
-    )
+    strategy = changes.pop("strategy", window(size, failureTolerance=tolerance))
+    spec = make_spec(strategy=strategy, health={"timeoutSeconds": 60, "minReadySeconds": 0}, **changes)
     fleet = Fleet(count, spec, seed=seed)
     fleet.settle()
     assert fleet.assignments() == {OLD: count}
@@ -253,6 +251,29 @@ def test_batches_in_place_of_a_window_in_the_middle_of_a_run_bound_what_is_recor
         assert moving(fleet, 2) <= 2
         fleet.tick(0.5)
     assert fleet.assignments() == {NEW: 60}
+
+
+@pytest.mark.parametrize("before", [{"maxUnavailable": 20}, {"batchSize": 20}])
+@pytest.mark.parametrize("after", [{"maxUnavailable": 2}, {"batchSize": 2}])
+def test_who_is_on_record_and_has_not_left_yet_keeps_to_a_limit_that_was_lowered_meanwhile(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """The operator ends between the record and the patches, and is told to be careful before it is back."""
+    fleet = installed(24, strategy={"type": "Rolling", "rolling": before})
+    fleet.change(version="1.1.0")
+    while not (plan := fleet.plan()).moves:
+        fleet.execute(plan)
+    assert len(plan.moves) == 20
+    fleet.execute(replace(plan, actions=tuple(action for action in plan.actions if action not in plan.moves)))
+    assert moving(fleet, 2) == 20
+    fleet.change(strategy={"type": "Rolling", "rolling": after})
+    while not is_at_rest(fleet):
+        act(fleet)
+        assert fleet.out_of_service() <= 2
+        fleet.tick()
+    assert fleet.assignments() == {NEW: 24}
+    assert fleet.status.run is not None
+    assert fleet.status.run.state == "Succeeded"
 
 
 def test_nodes_that_are_away_are_left_out_and_taken_when_they_are_back() -> None:

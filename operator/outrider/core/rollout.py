@@ -350,7 +350,7 @@ def move_open_batches(work: Work) -> None:
                 blocked.append((entry.name, entry.to))
             continue
         if result.state == "Stopping" and work.assignment(node) == (entry.origin or None):
-            if shut:  # as if it had never been planned: its clock does not run
+            if shut or places.moving > places.limit:  # as if it had never been planned: its clock does not run
                 again = {"state": "Pending", "started_at": None, "reason": "", "message": ""}
                 work.results[batch.name][entry.name] = result.model_copy(update=again)
                 places.moving -= 1
