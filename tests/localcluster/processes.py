@@ -126,25 +126,25 @@ def stop(processes: Sequence[Process], grace: float = 10.0) -> None:
         _signal_group(process, signal.SIGTERM)
     deadline = time.monotonic() + grace
     while pending and time.monotonic() < deadline:
-        pending = [process for process in pending if _still_alive(process)]
+        pending = [process for process in pending if process.alive()]
         time.sleep(0.05)
     for process in pending:
         _signal_group(process, signal.SIGKILL)
     deadline = time.monotonic() + 5
     while pending and time.monotonic() < deadline:
-        pending = [process for process in pending if _still_alive(process)]
+        pending = [process for process in pending if process.alive()]
         time.sleep(0.05)
     if pending:
         names = ", ".join(f"{process.name} (pid {process.pid})" for process in pending)
         raise LauncherError(f"these processes do not end even on SIGKILL: {names}")
+    _reap()
 
 
-def _still_alive(process: Process) -> bool:
-    child = _children.get(process.pid)
-    if child is not None and child.poll() is not None:
-        del _children[process.pid]
-        return False
-    return process.alive()
+def _reap() -> None:
+    """Let go of children that have ended, by whosever hand."""
+    for pid, child in list(_children.items()):
+        if child.poll() is not None:
+            del _children[pid]
 
 
 def _signal_group(process: Process, number: signal.Signals) -> None:
