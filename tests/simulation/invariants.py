@@ -614,6 +614,8 @@ def deadlines_fire(trial: Trial) -> str:
         for result in after.get(batch.name, batch.status).nodes:
             if result.state not in ARRIVING | {"Stopping"} or result.reason == "MinReady":
                 continue
+            if result.name in seen.under_way:
+                continue  # a patch was sent, and its answer is due: only then is known where the node is
             begun = result.started_at or batch.spec.started_at
             if seen.observing_since is not None:
                 begun = max(begun, seen.observing_since)
