@@ -59,6 +59,10 @@ def reason(fleet: Fleet, kind: str = "Ready") -> str:
     return next(condition.reason for condition in fleet.status.conditions if condition.type == kind)
 
 
+def message(fleet: Fleet) -> str:
+    return next(condition.message for condition in fleet.status.conditions if condition.type == "Ready")
+
+
 def told(fleet: Fleet, reason: str) -> list[str]:
     return [event.message for event in fleet.events if event.reason == reason]
 
@@ -159,6 +163,40 @@ def test_an_abort_in_a_pause_moves_nothing_before_the_pause_ends() -> None:
     fleet.patches.clear()
     go_on(fleet, 30)
     assert fleet.patches == []
+    assert any(event.message.endswith("what it moved is taken back when the pause ends") for event in fleet.events)
+    waits = (
+        "paused by spec.paused; run 2 to 1.1.0 was aborted by alice. What it moved is taken back when the pause ends"
+    )
+    assert message(fleet).endswith(waits)
+    fleet.change(paused=False)
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.0.0": 10}
+
+
+def test_what_failed_in_a_pause_is_told_and_goes_back_afterwards() -> None:
+    fleet = half_way()
+    well = {name for name in fleet.nodes if fleet.assignment(name) == "r-1.1.0"}
+    fleet.behaviour = lambda node, revision: "image-pull" if revision == "r-1.1.0" and node not in well else "healthy"
+    fleet.settle(until=lambda f: sum(is_leaving(f.assignment(name)) for name in f.nodes) == 2)
+    fleet.change(paused=True)
+    go_on(fleet, 30)
+    assert "r-1.1.0" in fleet.assignments()
+    assert reason(fleet) == "PausedBySpec"
+    assert "run 2 to 1.1.0 failed: 2 of 10 nodes failed, tolerated are 0" in message(fleet)
+    assert message(fleet).endswith("What it moved is taken back when the pause ends")
+    fleet.change(paused=False)
+    fleet.settle()
+    assert fleet.assignments() == {"r-1.0.0": 10}
+
+
+def test_a_rollback_that_a_person_asks_for_in_a_pause_says_that_it_waits() -> None:
+    fleet = updated()
+    fleet.change(paused=True)
+    fleet.ask("rollback", run=2)
+    go_on(fleet, 30)
+    assert fleet.patches == []
+    assert reason(fleet) == "PausedBySpec"
+    assert "paused by spec.paused, ways back included" in message(fleet)
     fleet.change(paused=False)
     fleet.settle()
     assert fleet.assignments() == {"r-1.0.0": 10}

@@ -887,7 +887,7 @@ class RolloutBatchSpec(ApiModel):
     step: int = 0
     """The canary step, from 1; 0 for a batch that is none."""
     started_at: Time
-    """When the batch started; deadlines run from here."""
+    """When the batch started."""
     started_by: Annotated[str, Field(max_length=253)] = ""
     """As in the run."""
     # Atomic here and in the status: one writer owns all entries, and owning each one doubles the object and the API

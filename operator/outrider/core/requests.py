@@ -229,6 +229,8 @@ def _abort(work: Work, request: Request) -> str:
     work.update_run(aborted_by=_who(request))
     taken_back = work.seen.spec.on_failure == "Rollback" and run.revision != work.stable
     then = "what it moved is taken back" if taken_back else "what it moved stays"
+    if taken_back and work.spec_paused:
+        then += " when the pause ends"
     return _accept(work, request, f"run {run.id} to {run.version} stops, and {then}")
 
 

@@ -160,9 +160,10 @@ def decide_failure(work: Work) -> None:
         work.update_run(state="Paused", paused_since=paused_since, reason=reason, message=verdict)
         work.say("Warning", "RunPaused", f"Run {run.id} to {run.version} stopped: {verdict}")
         return
-    if work.spec_paused:
-        return  # the rollback is a move too: it waits for the pause to end
     ended = f"was {verdict}" if run.aborted_by else f"failed: {verdict}"
+    if work.spec_paused:  # the rollback is a move too
+        work.gate = f"run {run.id} to {run.version} {ended}. What it moved is taken back when the pause ends"
+        return
     work.say("Warning", "RollingBack", f"Run {run.id} to {run.version} {ended}. Taking back what it moved")
     work.update_run(reason=reason)
     end_run(work, "RolledBack", verdict)
@@ -258,7 +259,10 @@ def hold(work: Work) -> None:
     """Does a person, or something that is missing, hold the run? Then no new move is made."""
     run = work.run
     if work.spec_paused:
-        work.gate = "frozen by spec.frozen" if work.seen.spec.frozen else "paused by spec.paused"
+        pause = "frozen by spec.frozen" if work.seen.spec.frozen else "paused by spec.paused"
+        if run is not None and run.kind == "Rollback" and run.state == "Running":
+            pause += ", ways back included"
+        work.gate = f"{pause}; {work.gate}" if work.gate else pause
     elif run is not None and run.state == "Paused":
         work.gate = run.message
     elif work.hindrance is not None and (run is None or run.kind == "Rollout"):

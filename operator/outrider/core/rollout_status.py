@@ -286,7 +286,7 @@ def _find_pause(seen: RolloutSnapshot) -> Finding | None:
     if seen.deleting:
         return None
     if seen.spec.frozen:
-        return Finding("Paused", "True", "FrozenBySpec", "spec.frozen is true: no node is changed")
+        return Finding("Paused", "True", "FrozenBySpec", "spec.frozen is true: no node is given anything new")
     if seen.spec.paused:
         return Finding("Paused", "True", "PausedBySpec", "spec.paused is true: no new node is moved")
     return None
