@@ -1,5 +1,10 @@
 """What a person reads of a Rollout that is stopped, fails or is taken back: on a real control plane."""
 
+import time
+
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
 from e2e.story import Given, Story, Then, When, canary, step
 from e2e.watching import condition
 
@@ -45,3 +50,39 @@ def test_what_stalls_and_what_pauses_a_rollout_is_told_by_events(
     when.the_rollout_changes(paused=False)
     then.the_rollout_is("Progressing")
     then.an_event_tells("Resumed", "spec.paused is false again")
+
+
+def test_what_alerts_are_made_of_is_measured(story: Story, given: Given, when: When, then: Then) -> None:
+    def wait_until_measured(**values: float) -> None:
+        deadline = time.monotonic() + 30
+        while not values.items() <= (found := measure(story)).items():
+            assert time.monotonic() < deadline, f"wanted {values}, found {found}"
+            time.sleep(0.1)
+
+    given.published_versions("1.0.0")
+    given.a_fleet(3, running="1.0.0")
+    wait_until_measured(Ready=1, Stalled=0, Degraded=0, Paused=0, all=3, updated=3, Published=1)
+    when.the_rollout_changes(version="9.9.9")
+    then.the_rollout_is("Stalled", "VersionNotFound")
+    wait_until_measured(Ready=0, Stalled=1)
+    when.the_version_changes("1.0.0", stage="Revoked")
+    wait_until_measured(Published=0, Revoked=1, Degraded=1)
+    when.the_rollout_is_deleted()
+    deadline = time.monotonic() + 30
+    while {"Ready", "all"} & measure(story).keys():
+        assert time.monotonic() < deadline, "what is gone is measured still"
+        time.sleep(0.1)
+
+
+def measure(story: Story) -> dict[str, float]:
+    """Return what Prometheus would read of a story's namespace: by condition, state of nodes, or phase of versions."""
+    answer = requests.get(f"{story.operator.url}/metrics", timeout=10)
+    families = text_string_to_metric_families(answer.text)
+    told = {"outrider_rollout_condition": "condition", "outrider_rollout_nodes": "state", "outrider_versions": "phase"}
+    return {
+        sample.labels[told[family.name]]: sample.value
+        for family in families
+        if family.name in told
+        for sample in family.samples
+        if sample.labels["namespace"] == story.namespace
+    }

@@ -15,4 +15,10 @@ BETWEEN = Gauge(
     "For how long the oldest half-made move of a Rollout has been waiting for its old pod to end.",
     ["namespace", "name"],
 )
+CONDITIONS = Gauge(
+    "outrider_rollout_condition",
+    "Whether a condition of a Rollout (Ready, Stalled, Degraded, Paused) is True (1) or not (0).",
+    ["namespace", "name", "condition"],
+)
+VERSIONS = Gauge("outrider_versions", "ComponentVersions by phase.", ["namespace", "phase"])
 STEPS = Counter("outrider_version_steps", "Steps of ComponentVersions.", ["step", "result"])

@@ -21,7 +21,7 @@ from outrider.adapters.kube import (
     with_finalizer,
     without_finalizer,
 )
-from outrider.adapters.metrics import BETWEEN
+from outrider.adapters.metrics import BETWEEN, CONDITIONS
 from outrider.adapters.metrics import NODES as NODES_METRIC
 from outrider.api import names
 from outrider.api.errors import OutriderError, Stalling, Transient
@@ -60,6 +60,8 @@ _REFUSED_SECONDS = 2.0
 """After so long a node whose patch was refused is tried again."""
 _PREPARE_SECONDS = 30.0
 """After so long a DaemonSet that prepares nodes is tried again, if it was refused."""
+_MEASURED_STATES = ("all", "updated", "outdated", "pending", "failed", "skipped")
+_MEASURED_CONDITIONS = ("Ready", "Stalled", "Degraded", "Paused")
 _ASK_AGAIN_SECONDS = 5.0
 """Whoever verifies may have been busy with the version when he was asked."""
 
@@ -499,16 +501,13 @@ class RolloutReconciler:
 
     def _report_metrics(self, seen: RolloutSnapshot, plan: Plan) -> None:
         run = plan.status.run
-        values = {
-            "all": plan.status.nodes,
-            "updated": run.updated if run else 0,
-            "outdated": run.outdated if run else 0,
-            "pending": run.pending if run else 0,
-            "failed": plan.status.failed,
-            "skipped": run.skipped if run else 0,
-        }
+        values = {state: getattr(run, state, 0) for state in _MEASURED_STATES}
+        values |= {"all": plan.status.nodes, "failed": plan.status.failed}
         for state, value in values.items():
             NODES_METRIC.labels(seen.namespace, seen.name, state).set(value)
+        hold = {condition.type for condition in plan.status.conditions if condition.status == "True"}
+        for kind in _MEASURED_CONDITIONS:
+            CONDITIONS.labels(seen.namespace, seen.name, kind).set(kind in hold)
 
     def _watch_half_moves(self, seen: RolloutSnapshot, memory: Memory) -> None:
         between = {name for name, node in seen.nodes.items() if is_leaving(node.labels.get(seen.assignment_key))}
@@ -596,9 +595,5 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 def _forget_metrics(namespace: str, name: str) -> None:
-    for state in ("all", "updated", "outdated", "pending", "failed", "skipped"):
-        try:
-            NODES_METRIC.remove(namespace, name, state)
-        except KeyError:
-            return
-    BETWEEN.remove(namespace, name)
+    for metric in (NODES_METRIC, CONDITIONS, BETWEEN):
+        metric.remove_by_labels({"namespace": namespace, "name": name})

@@ -29,7 +29,7 @@ from outrider.adapters.kube import (
     with_finalizer,
     without_finalizer,
 )
-from outrider.adapters.metrics import STEPS
+from outrider.adapters.metrics import STEPS, VERSIONS
 from outrider.api import names
 from outrider.api.componentversion import ComponentVersionSpec, ComponentVersionStatus, Usage
 from outrider.api.errors import OutriderError, Stalling, Transient
@@ -116,6 +116,8 @@ class VersionReconciler:
         self._enqueue = enqueue
         self._steps = VersionSteps(cluster, versions, trust, jobs, settings)
         self._memories: dict[str, _Memory] = {}
+        self._phases: dict[str, str] = {}
+        """In which phase each version is counted."""
         # What goes to places that authors name may be held up there for as long as a timeout allows. It must not hold
         # up what needs nobody but the operator's own registry: above all to find out what is to be withdrawn.
         self._outside = asyncio.Semaphore(settings.ingest_concurrency)
@@ -129,6 +131,7 @@ class VersionReconciler:
         body = self._versions.get(namespace, name)
         if body is None:
             self._forget(key)
+            self._count(key, None)
             return None
         memory = self._memory(key, body)
         try:
@@ -147,6 +150,7 @@ class VersionReconciler:
         plan = plan_version(seen)
         await self._execute(key, body, spec, plan, memory)
         self._report(body, plan)
+        self._count(key, plan.status.phase)
         return max(0.0, (plan.wake_at - seen.now).total_seconds()) if plan.wake_at else None
 
     def request_verification(self, namespace: str, name: str) -> None:
@@ -290,6 +294,7 @@ class VersionReconciler:
         generation = body["metadata"]["generation"]
         after, events = conclude_unreadable(status, problem, generation, clock.now(), revoked=revoked)
         await self._write_status(body, after)
+        self._count(f"{body['metadata']['namespace']}/{body['metadata']['name']}", after.phase)
         for event in events:
             self._tell(body["metadata"], event)
 
@@ -324,6 +329,14 @@ class VersionReconciler:
         # Whoever waits for a key should hear of one that was meant for him and is none.
         for problem in self._trust.problems(metadata["namespace"], body["spec"]["component"]):
             self._tell(metadata, Event("Warning", problem.reason, problem.message))
+
+    def _count(self, key: str, phase: str | None) -> None:
+        namespace, before = key.partition("/")[0], self._phases.pop(key, None)
+        if before is not None:
+            VERSIONS.labels(namespace, before).dec()
+        if phase is not None:
+            VERSIONS.labels(namespace, phase).inc()
+            self._phases[key] = phase
 
     def _tell(self, metadata: Json, event: Event) -> None:
         self._recorder.record(COMPONENT_VERSIONS, metadata["namespace"], metadata["name"], metadata["uid"], event)
