@@ -26,10 +26,12 @@ HEADER = f"""\
 # Outrider: custom resources, permissions, admission policies and the operator, in namespace {NAMESPACE}.
 # Generated from charts/outrider by `python charts/render.py --write`. Do not edit.
 #
-#   kubectl apply -f install.yaml          or: kubectl apply --server-side -f install.yaml
+#   sed 's|registry.outrider.dev/outrider|registry.example.com/outrider|' install.yaml |
+#     kubectl apply --server-side -f -
 #
-# Then tell the operator which registry to store artifacts in; without one it cannot publish anything. Keys that you add
-# to this ConfigMap stay when you apply a newer install.yaml. Credentials, if the registry wants any, go into a Secret.
+# with the image where you have pushed it. Then tell the operator which registry to store artifacts in; without one it
+# does not start. Keys that you add to this ConfigMap stay when you apply a newer install.yaml. Credentials, if the
+# registry wants any, go into a Secret.
 #
 #   kubectl --namespace {NAMESPACE} patch configmap outrider-settings --type merge \\
 #     --patch '{{"data": {{"OUTRIDER_REGISTRY": "registry.example.com:5000"}}}}'

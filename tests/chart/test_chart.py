@@ -158,6 +158,7 @@ def test_every_value_is_in_the_schema() -> None:
         'node.hostRoots=["/opt/"]',
         'node.hostRoots="/opt"',
         'node.registrySecret="Pull"',
+        'metrics.podMonitor.interval="often"',
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused(value: str) -> None:
@@ -348,6 +349,18 @@ def test_probes_and_port() -> None:
     assert container["resources"]["requests"].keys() == {"cpu", "memory"}
 
 
+def test_prometheus_finds_the_pods_where_its_operator_is_there() -> None:
+    assert "PodMonitor" not in {each["kind"] for each in template()}
+    objects = template("metrics.podMonitor.enabled=true", 'metrics.podMonitor.labels.release="prometheus"')
+    monitor, deployment = one(objects, "PodMonitor"), one(objects, "Deployment")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["selector"]["matchLabels"] == deployment["spec"]["selector"]["matchLabels"]
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    ports = [port["name"] for port in deployment["spec"]["template"]["spec"]["containers"][0]["ports"]]
+    assert endpoint["port"] in ports
+    assert endpoint["path"] == "/metrics"
+
+
 def test_two_copies_that_avoid_each_other_and_survive_a_drain() -> None:
     objects = template()
     deployment = one(objects, "Deployment")["spec"]
@@ -494,7 +507,7 @@ def test_permissions_can_be_left_to_others() -> None:
     kinds = {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"}
     assert not kinds & {each["kind"] for each in template("rbac.create=false")}
     roles = [each["metadata"]["name"] for each in template("rbac.aggregate=false") if each["kind"] == "ClusterRole"]
-    assert roles == ["outrider"]
+    assert sorted(roles) == ["outrider", "outrider-approver"], "which the policy on requests names"
 
 
 # --- Admission policies -----------------------------------------------------------------------------------------------
@@ -577,10 +590,10 @@ def notes(*values: str) -> str:
 
 def test_notes_say_what_is_missing_and_what_comes_next() -> None:
     without = notes()
-    assert "needs a registry\nbefore it can store a version" in without
+    assert "does not\nstart until it has a registry" in without
     assert "--set registry.host=HOST[:PORT]" in without
     with_registry = notes('registry.host="r.example.com"')
-    assert "needs a registry" not in with_registry
+    assert "until it has a registry" not in with_registry
     assert "Does r.example.com need credentials?" in with_registry
     for text in (without, with_registry):
         assert "outrider.dev/trust-key=true" in text
