@@ -148,6 +148,7 @@ class Fleet:
         self.prepare_says: Preparation = is_there
         self.prepare_seconds: tuple[float, float] = (0, 4)
         self.unprepared_since: dict[str, datetime] = {}
+        self.leaving_since: dict[str, datetime] = {}
         self.prepare_problem = ""
         self.observing_since: datetime | None = None
         self.without_agent_since: dict[str, datetime] = {}
@@ -285,6 +286,7 @@ class Fleet:
             verify_after=self.now - timedelta(seconds=self.fresh_seconds) if self.fresh_seconds is not None else None,
             without_agent_since=dict(self.without_agent_since),
             under_way=self.under_way,
+            leaving_since=dict(self.leaving_since),
             zones=self._zones(),
             preparing={
                 name: tuple(self._seen_preparing(name, pod) for pod in sim.preparing)
@@ -524,6 +526,9 @@ class Fleet:
                 pod.unready_since = None if is_ready else (pod.unready_since or self.now)
             self._tick_preparing(name, sim, clock)
         self._note_unprepared()
+        self.leaving_since = {
+            name: self.leaving_since.get(name, self.now) for name in self.nodes if is_leaving(self.assignment(name))
+        }
         self.check()
 
     def _tick_preparing(self, name: str, sim: SimNode, clock: float) -> None:

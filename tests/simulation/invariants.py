@@ -218,6 +218,8 @@ def never_more_at_once(trial: Trial, action: Any) -> str:
     mine = entries_of_node(trial, action.node, action.uid, run.id)
     if not mine or goal_of(action) != mine[-1][1].to:
         return ""
+    if trial.known_result(mine[-1][0].name, action.node) == "Skipped":
+        return ""  # its batch has left it out, and it is welcomed like one that joins
     batch = mine[-1][0].spec
     allowed = max(trial.allowed.get((batch.run, batch.batch), 0), _size(trial, mine[-1][0], own=False))
     flying = {
@@ -273,6 +275,24 @@ def way_back(trial: Trial, action: Any) -> str:
     if is_way_back and not (is_leaving(action.before) and target_of(action.before or "") == goal):
         return f"{action.node} goes back to {goal}, which no run has completed"
     return ""
+
+
+def all_go_back(trial: Trial) -> str:
+    """Who failed to return has its record in the rollback; whom a stranger has put there is the stranger's."""
+    assert trial.seen is not None
+    run = trial.seen.status.run
+    if run is None or run.kind != "Rollback" or run.cause == "Requested" or run.state not in COMPLETED:
+        return ""
+    recorded = {(entry.name, entry.uid) for _, entry, _ in entries(trial, run.id)}
+    left = [
+        entry.name
+        for batch, entry, result in entries(trial, run.of_run or 0)
+        if batch.spec.purpose == "Update" and result.started_at is not None
+        if (entry.name, entry.uid) not in recorded and (entry.name, entry.uid) not in trial.found_on
+        if (node := trial.seen.nodes.get(entry.name)) is not None and node.uid == entry.uid
+        if target_of(node.labels.get(KEY) or "") == entry.to == run.revision
+    ]
+    return f"run {run.of_run} was taken back, and {left} are where it brought them" if left else ""
 
 
 def prepared_first(trial: Trial, action: Any) -> str:
@@ -503,6 +523,8 @@ def steps_are_approved(trial: Trial) -> str:
     new = [a for a in trial.plan.actions if isinstance(a, actions.CreateBatch) and a.spec.kind == "Rollout"]
     if run is None or canary is None or not new or run.revision == run.from_revision or new[0].spec.run != run.id:
         return ""
+    if run.revision == stable_then(trial):
+        return ""  # it has completed: its steps are over
     after = {a.name: a.status for a in trial.plan.actions if isinstance(a, actions.WriteBatch)}
     taken = {
         batch.spec.step
@@ -738,6 +760,12 @@ INVARIANTS = (
         "A node goes back only to what a completed run brought, to what it was found on, or to none.",
         "deed",
         way_back,
+    ),
+    Invariant(
+        "AllGoBack",
+        "When a run was taken back, no node is where it brought it, unless its record says why.",
+        "plan",
+        all_go_back,
     ),
     Invariant(
         "JoinersGetStable",

@@ -192,6 +192,7 @@ class World(Fleet):
         self.urgent.clear()
         self.observing_since = self.now
         self.unprepared_since.clear()
+        self.leaving_since.clear()
         for sim in self.nodes.values():
             for pod in (*sim.pods, *sim.preparing):
                 pod.ready_since = self.now if pod.ready_since else None

@@ -14,6 +14,7 @@ from outrider.core import adoption
 from outrider.core.fleet import carries_assignment
 from outrider.core.plan import Assign, DeleteJoiners, DeletePrepare, DeleteRevision, DropFinalizer, KeepFinalizer
 from outrider.core.snapshot import Node
+from outrider.core.welcome import take_turns
 from outrider.core.words import name_first
 from outrider.core.work import Work, is_barred, move
 
@@ -48,7 +49,7 @@ def _leave_agents(work: Work) -> bool:
     stable = work.stable
     if seen.joiners and stable is not None and stable in seen.revisions and not is_barred(work, stable):
         joined = [node for node in work.members_at(None) if node.ready and _is_served_as_joiner(work, node)]
-        for node in joined:
+        for node in take_turns(work, joined, stable):
             move(work, node, stable)
     if not joined:
         # Without the Rollout nobody would ever give its nodes an assignment, nor see that another wants them.

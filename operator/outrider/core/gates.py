@@ -110,9 +110,12 @@ def wait_for_approval(work: Work) -> None:
 
 
 def find_unapproved_step(work: Work) -> int | None:
-    """Return the first canary step that the run has taken and that a person has still to approve."""
+    """Return the first canary step that the run has taken and that a person has still to approve.
+
+    None of one that has completed: who comes late is no canary, and what the spec asks for since is for the next run.
+    """
     run, canary = work.run, work.seen.spec.strategy.canary
-    if run is None or canary is None or is_direct(run):
+    if run is None or canary is None or is_direct(run) or run.revision == work.stable:
         return None
     approved = {approval.step for approval in run.approvals}
     needed = [

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 
-from outrider.api.names import ASSIGNMENT_NONE
+from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE
 from outrider.api.rollout import BatchNode, NodeResult, RunStatus
 from outrider.core import batches as arithmetic
 from outrider.core.fleet import is_excluded
@@ -93,6 +93,8 @@ def _judge_removal(work: Work, batch: Batch, entry: BatchNode, result: NodeResul
     if assignment is None or assignment == entry.to:
         return with_state(work, result, "Succeeded", "", "")
     untouched = assignment == entry.origin
+    if untouched and work.seen.spec.on_leave == "Keep":
+        return with_state(work, result, "Skipped", "AgentKept", "the node keeps its agent: spec.onLeave is Keep")
     if untouched and node.name not in work.seen.leavers:
         why = "it is excluded" if is_excluded(node) else "it belongs to a target again"
         return with_state(work, result, "Skipped", "AgentKept", f"the node keeps its agent: {why}")
@@ -163,6 +165,8 @@ def _judge_absent(work: Work, result: NodeResult) -> NodeResult:
     """Judge an entry whose node is gone."""
     if result.state in {"Succeeded", "Failed"}:
         return result
+    if (owner := work.seen.owned_by_others.get(result.name)) is not None:
+        return with_state(work, result, "Skipped", "LeftTarget", f"the node belongs to Rollout {owner} now")
     if result.state == "Pending":
         return with_state(work, result, "Skipped", "NodeGone", "the node was deleted before it was moved")
     return with_state(work, result, "Failed", "NodeGone", "the node was deleted before its agent was healthy")
@@ -183,6 +187,8 @@ def _judge_untouched(work: Work, batch: Batch, entry: BatchNode, result: NodeRes
         leaves = revisions_left(work, of_run=run.of_run or 0, batches=run.of_batches, revision=run.revision)
         if (stays := why_left(work, node, entry.to, leaves)) is not None:
             return with_state(work, result, "Skipped", *stays)
+    elif is_excluded(node) and (run is None or run.revision != ASSIGNMENT_LEGACY):
+        return with_state(work, result, "Skipped", "AgentKept", "the node keeps its agent: it is excluded")
     # Else a rollback skips nobody: a dead node must not come back with what failed.
     if result.state == "Pending":
         return judge_waiting(work, result, node) if is_due(work, batch, entry) else result
@@ -284,7 +290,9 @@ def _judge_retry(work: Work, entry: BatchNode, result: NodeResult, node: Node) -
         if verdict.wake_at is not None:
             work.wakes.append(verdict.wake_at)
     timeout = work.seen.spec.health.timeout_seconds
-    deadline = since_observed(work, result.started_at or work.seen.now)
+    if result.returning_since is None:
+        return result  # its turn has not come
+    deadline = since_observed(work, result.returning_since)
     deadline += timedelta(seconds=timeout + work.paused_seconds() - result.paused_seconds)
     if work.seen.now >= deadline and (work.run is None or work.run.paused_since is None):
         if work.assignment(node) == entry.back:

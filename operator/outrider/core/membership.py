@@ -40,6 +40,11 @@ def has_joined(work: Work, node: Node) -> bool:
     return any(pod.live and pod.revision == work.stable for pod in work.pods(node.name))
 
 
+def works_already(work: Work, node: Node) -> bool:
+    """Tell whether an agent of a node without an assignment is Ready, which it would lose when it gets one."""
+    return any(pod.ready_since is not None for pod in work.pods(node.name))
+
+
 def all_known(work: Work) -> bool:
     """Tell whether it is stored that every node which the present target brought in has an assignment."""
     revisions = work.seen.status.revisions

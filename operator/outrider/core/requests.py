@@ -294,7 +294,12 @@ def _forgive(work: Work, request: Request, *, left_out: bool) -> int:
         count += 1
         message = f"it had ended as {result.state} ({result.reason}); {_who(request)} asked to try it again"
         if result.state in FAILED and assignment != entry.back and not was_never_touched(result):
-            began = {"started_at": work.seen.now, "finished_at": None, "paused_seconds": work.paused_seconds()}
+            began = {
+                "started_at": work.seen.now,
+                "finished_at": None,
+                "returning_since": None,
+                "paused_seconds": work.paused_seconds(),
+            }
             begun = result.model_copy(update=began)
             if entry.back == entry.to or (assignment == entry.to and _must_stay(work, node, entry.back)):
                 # There is nothing else to run on it: it is looked at once more.

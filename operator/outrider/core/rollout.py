@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE
-from outrider.api.rollout import CompletedRevision, RolloutBatchStatus, RunState, RunStatus
+from outrider.api.rollout import BatchNode, CompletedRevision, NodeResult, RolloutBatchStatus, RunState, RunStatus
 from outrider.core import adoption, window
 from outrider.core import batches as arithmetic
 from outrider.core.adoption import give_back, start_next_give_back_batch, take_over
@@ -270,7 +270,43 @@ def hold(work: Work) -> None:
         work.gate = work.hindrance.message
     else:
         return
+    _unplan_departures(work)
+    _unplan_returns(work)
     work.ended = True
+
+
+def _unplan_departures(work: Work) -> None:
+    """Take back the plans of nodes that were to leave and have not, for they may not now: their clocks do not run."""
+    for batch, entry, result in list(work.entries({"Stopping"})):
+        node = same_node(work, entry)
+        if node is not None and node.name not in work.seen.under_way and _has_not_left(work, entry, node):
+            work.results[batch.name][entry.name] = _unplanned(result)
+
+
+def _unplan_returns(work: Work) -> None:
+    """Take back the plans of failed nodes that were to go back and have not left, for they may not now."""
+    for batch, entry, result in list(work.entries({"Returning", "Retrying"})):
+        node = same_node(work, entry)
+        if node is None or node.name in work.seen.under_way or work.assignment(node) != entry.to:
+            continue
+        if result.state == "Returning":
+            work.results[batch.name][entry.name] = _returns_later(result)
+        elif result.returning_since is not None:
+            work.results[batch.name][entry.name] = result.model_copy(update={"returning_since": None})
+
+
+def _has_not_left(work: Work, entry: BatchNode, node: Node) -> bool:
+    return work.assignment(node) == (entry.origin or None)
+
+
+def _unplanned(result: NodeResult) -> NodeResult:
+    """Return the result of a node as if its move had never been planned."""
+    return result.model_copy(update={"state": "Pending", "started_at": None, "reason": "", "message": ""})
+
+
+def _returns_later(result: NodeResult) -> NodeResult:
+    """Return the result of a failed node as if it had not been sent back yet."""
+    return result.model_copy(update={"state": "Failed", "returning_since": None})
 
 
 def send_failed_nodes_back(work: Work) -> None:
@@ -278,6 +314,7 @@ def send_failed_nodes_back(work: Work) -> None:
     if not work.is_active:
         return
     broken: list[tuple[Node, str]] = []
+    turns = _Turns(work)
     for batch, entry, result in list(work.entries({"Failed", "Returning", "Retrying"})):
         given_up = result.state == "Failed" and result.reason in {"NodeGone", "ReturnFailed"}
         # What runs on a node that could not even be prepared runs on, unless it was no good itself.
@@ -288,13 +325,23 @@ def send_failed_nodes_back(work: Work) -> None:
         if node is None or work.assignment(node) == entry.back or is_excluded(node):
             continue
         if result.state != "Failed":  # a process may have ended between the record of this and the patch
-            if is_leaving(work.assignment(node)) or check_breach(work, node, entry.back) is None:
+            if is_barred(work, entry.back) and work.assignment(node) == entry.to and result.state == "Returning":
+                work.results[batch.name][entry.name] = _returns_later(result)
+            elif is_leaving(work.assignment(node)) or check_breach(work, node, entry.back) is None:
+                if result.state == "Retrying" and not turns.take(batch, entry, node):
+                    continue
                 move(work, node, entry.back)
+                if result.returning_since is None:
+                    since = {"returning_since": work.seen.now, "paused_seconds": work.paused_seconds()}
+                    work.results[batch.name][entry.name] = result.model_copy(update=since)
             continue
         if is_barred(work, entry.back) and work.assignment(node) != leaving(entry.back):
             continue  # it stays failed where it is, until what it came from may be used again
         if not is_leaving(work.assignment(node)) and check_breach(work, node, entry.back) is not None:
             broken.append((node, entry.back))
+            continue
+        if not turns.take(batch, entry, node):
+            work.returns_waiting = True
             continue
         work.results[batch.name][entry.name] = result.model_copy(
             update={
@@ -307,7 +354,35 @@ def send_failed_nodes_back(work: Work) -> None:
         move(work, node, entry.back)
     if broken:
         tell_required_returns(work, broken)
+        _unplan_departures(work)
         work.ended = True  # nobody else is moved before a person has looked
+
+
+class _Turns:
+    """Whose turn it is to go back: who has no working agent goes at once, who has one needs a place like anybody."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._places: window.Places | None = None
+
+    def take(self, batch: Batch, entry: BatchNode, node: Node) -> bool:
+        """Tell whether a node may go back now."""
+        if not self._works(entry, node):
+            return True
+        if self._places is None:
+            self._places = window.count_places(self._work)
+            # Those that are to be tried again count as on their way, and most have not left.
+            self._places.moving -= sum(
+                self._works(other, waiting)
+                for _, other, _ in self._work.entries({"Retrying"})
+                if (waiting := same_node(self._work, other)) is not None
+            )
+        return self._places.take(self._work, batch, node)
+
+    def _works(self, entry: BatchNode, node: Node) -> bool:
+        assignment = self._work.assignment(node)
+        pods = self._work.pods(node.name)
+        return assignment == entry.to and any(pod.ready_since and pod.revision == assignment for pod in pods)
 
 
 def close_batches(work: Work) -> None:
@@ -349,26 +424,28 @@ def move_open_batches(work: Work) -> None:
         if sets_out and check_breach(work, node, entry.to) is not None:
             broken.append((node, entry.to))
             continue
-        if is_barred(work, entry.to):
-            if not goes:
-                blocked.append((entry.name, entry.to))
+        is_planned = result.state == "Stopping" and _has_not_left(work, entry, node)  # but the patch was not made
+        is_blocked = is_barred(work, entry.to)
+        if is_blocked and not goes:
+            blocked.append((entry.name, entry.to))
+        is_shut = work.shut is not None if batch.spec.purpose == "Removal" else shut
+        if is_planned and (is_blocked or is_shut or places.moving > places.limit_of(batch)):
+            work.results[batch.name][entry.name] = _unplanned(result)
+            places.moving -= 1
             continue
-        if result.state == "Stopping" and work.assignment(node) == (entry.origin or None):
-            if shut or places.moving > places.limit:  # as if it had never been planned: its clock does not run
-                again = {"state": "Pending", "started_at": None, "reason": "", "message": ""}
-                work.results[batch.name][entry.name] = result.model_copy(update=again)
-                places.moving -= 1
-                continue
-            move(work, node, entry.to)  # planned before, but the patch was not made
+        if is_blocked:
+            continue
+        if is_planned:
+            move(work, node, entry.to)
         if result.state != "Pending":
             continue
-        if shut and not is_leaving(work.assignment(node)):
+        if is_shut and not is_leaving(work.assignment(node)):
             continue
         is_at_home = not goes and not is_leaving(work.assignment(node))
         if is_at_home and is_due(work, batch, entry) and not is_prepared(work, node):
             note_waiting(work, batch, entry, result, node)  # before it takes a place: others may leave meanwhile
             continue
-        if not places.take(work, node):
+        if not places.take(work, batch, node):
             continue
         move(work, node, entry.to)
         work.results[batch.name][entry.name] = result.model_copy(
@@ -488,10 +565,11 @@ def start_next_rollback_batch(work: Work) -> None:
     _, size = next_size(work, run)
     if not size:
         return
-    taken = {(entry.name, entry.uid) for _, entry, _ in work.entries()}
+    # A process may have ended between closing these records and storing that the run ended: they are open still.
+    taken = {(entry.name, entry.uid) for _, entry, result in work.entries() if result.reason != "RunEnded"}
     origin = {
         (entry.name, entry.uid): (entry, work.results[batch.name][entry.name])
-        for batch in work.run_batches(run.of_run)
+        for batch in work.update_batches(run.of_run)
         for entry in batch.spec.nodes
     }
     bad = bad_revisions(work)
@@ -500,9 +578,13 @@ def start_next_rollback_batch(work: Work) -> None:
     for node in seen.nodes.values():
         identity = (node.name, node.uid)
         assignment = work.assignment(node)
-        if identity in taken or assignment is None or target_of(assignment) not in bad or is_excluded(node):
+        if identity in taken or assignment is None or is_excluded(node):
             continue
         known = origin.get(identity)
+        # What the run brought goes, even if a run before it had completed with the same.
+        was_moved = known is not None and known[0].to == target_of(assignment) and known[1].started_at is not None
+        if target_of(assignment) not in bad and not was_moved:
+            continue
         (failed if known is not None and known[1].state in FAILED else others).append(node)
     left = arithmetic.order_nodes(failed, seen.uid, run.id) + sorted(
         arithmetic.order_nodes(others, seen.uid, run.id), key=lambda node: not window.is_away(work, node, bad)
@@ -527,6 +609,8 @@ def complete(work: Work) -> None:
     """Is nothing left to do? Then the run has its result."""
     run = work.run
     if run is None or run.state != "Running" or work.new_batches or work.prerequisites or work.obstacle:
+        return
+    if work.returns_waiting:
         return
     if any(work.finished[batch.name] is None for batch in work.run_batches()):
         return
@@ -687,7 +771,7 @@ def _find_goals(work: Work, between: Mapping[str, Node]) -> dict[tuple[str, str]
         return goals
     # By request only named nodes go back, and to where they were named: the others arrive.
     if run.kind == "Rollback" and not is_requested(run):
-        for batch in work.run_batches(run.of_run):
+        for batch in work.update_batches(run.of_run):
             for entry in batch.spec.nodes:
                 if entry.name in between:
                     goals[entry.name, entry.uid] = entry.back
@@ -750,6 +834,7 @@ def _count(work: Work) -> Tally:
         failed=failed,
         failed_before=[each for each in before if not work.is_superseded(*each, of_run)],
         stopping=[(entry, result) for _, entry, result in work.entries({"Stopping"}, updates=True)],
+        left_between=sorted(node.name for node in work.nodes_between if node.ready and node.name not in work.touched),
         agents=count_agents(work.seen, lambda: {entry.name for _, entry, _ in work.entries(UNDECIDED | NOT_BROUGHT)}),
     )
 

@@ -45,7 +45,8 @@ class Tally:
     """What is counted of a fleet and of the present run.
 
     `states` are the run's nodes by the state of their result, each once; `failed` and `stopping` those of them, and
-    `failed_before` those that failed in the run that this one takes back. `untouched` are still to be moved, and in no
+    `failed_before` those that failed in the run that this one takes back. `left_between` are nodes that an earlier run
+    has left between two revisions. `untouched` are still to be moved, and in no
     batch yet. `agents` is what runs.
     """
 
@@ -54,6 +55,7 @@ class Tally:
     failed: Sequence[Entry]
     failed_before: Sequence[Entry]
     stopping: Sequence[Entry]
+    left_between: Sequence[str]
     agents: Agents
 
     @property
@@ -430,6 +432,11 @@ def _degradations(view: _View) -> list[Finding]:
         entry.name
         for entry, result in tally.stopping
         if result.started_at is not None and (seen.now - result.started_at).total_seconds() >= STUCK_SECONDS
+    ]
+    waiting += [
+        node
+        for node in tally.left_between
+        if (since := seen.leaving_since.get(node)) is not None and (seen.now - since).total_seconds() >= STUCK_SECONDS
     ]
     if waiting:
         message = f"more than {STUCK_SECONDS} s after their move began the old pods have not ended"

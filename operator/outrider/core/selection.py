@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from outrider.api.names import batch_name
+from outrider.api.names import ASSIGNMENT_LEGACY, batch_name
 from outrider.api.rollout import BatchNode, BatchPurpose, RolloutBatchSpec, RunStatus
 from outrider.core import batches as arithmetic
 from outrider.core.canary import last_step, may_be_canary, spread_canaries
-from outrider.core.membership import is_joiner, waits_for_a_run
+from outrider.core.membership import is_joiner, waits_for_a_run, works_already
 from outrider.core.moves import is_leaving, target_of
 from outrider.core.plan import CreateBatch
 from outrider.core.snapshot import Node
@@ -46,12 +46,19 @@ def remaining_nodes(work: Work) -> list[Node]:
         away = recorded.get((node.name, node.uid))
         if away is False:
             continue
-        if assignment is None and (is_joiner(work, node) or waits_for_a_run(work)):
-            continue  # it is welcomed first, or has to wait
+        if assignment is None and _is_welcomed(work, node):
+            continue
         if away and why_skip(work, node) is not None:
             continue  # recorded already, and still away
         remaining.append(node)
     return remaining
+
+
+def _is_welcomed(work: Work, node: Node) -> bool:
+    """Tell whether a node without an assignment is not the run's: it is welcomed first, or has to wait."""
+    if is_joiner(work, node):
+        return not (work.is_active and works_already(work, node) and work.stable != ASSIGNMENT_LEGACY)
+    return waits_for_a_run(work)
 
 
 def nodes_to_retry(work: Work, nodes: Iterable[Node]) -> dict[str, int]:
@@ -76,7 +83,7 @@ def next_size(work: Work, run: RunStatus) -> tuple[int, int]:
     if spec.strategy.type == "Full":
         return 0, len(work.seen.nodes)
     elsewhere = count_between_elsewhere(work)
-    if not is_direct(run):
+    if not is_direct(run) and run.revision != work.stable:  # that completed: late nodes are no canaries of it
         step = last_step(work) + 1
         if step <= arithmetic.canary_steps(spec):
             return step, max(1, arithmetic.canary_size(spec, step, arithmetic.size_basis(run)) - elsewhere)
@@ -94,7 +101,7 @@ def choose_candidates(work: Work, run: RunStatus, movable: list[Node]) -> tuple[
         if first := min((failed_in for failed_in in again.values() if failed_in), default=0):
             step, size = first, arithmetic.canary_size(work.seen.spec, first, run.nodes)
         return step, size, movable, movable
-    if step and run.revision != work.stable:
+    if step:
         return step, size, movable, [node for node in movable if may_be_canary(work, node)]
     return step, size, movable, movable
 

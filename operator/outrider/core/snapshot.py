@@ -313,7 +313,8 @@ class RolloutSnapshot:
     for something and that `status.last_handled` does not name. A version that was verified before
     `verify_after` is verified again before a run to it starts (None: never). `without_agent_since` says of nodes that
     have a revision and no pod since when that has been seen. `under_way` are the nodes of which a change of the
-    assignment was sent and is not answered: what they are seen with may be over. `legacy` is the DaemonSet that
+    assignment was sent and is not answered: what they are seen with may be over. `leaving_since` says of the nodes that
+    are between two revisions since when they have been seen there. `legacy` is the DaemonSet that
     `spec.adoption` names, or that was taken over before. `zones` are those time zones of `spec.windows` that there are.
 
     `preparing` are the pods that prepare nodes for a revision, by node: no agents, and never counted as such.
@@ -358,6 +359,7 @@ class RolloutSnapshot:
     answers: tuple[AnalysisAnswer, ...] = ()
     without_agent_since: Mapping[str, datetime] = field(default_factory=dict)
     under_way: frozenset[str] = frozenset()
+    leaving_since: Mapping[str, datetime] = field(default_factory=dict)
     legacy: Legacy | None = None
     zones: Mapping[str, tzinfo] = field(default_factory=dict)
     preparing: Mapping[str, tuple[Pod, ...]] = field(default_factory=dict)

@@ -74,7 +74,8 @@ def read_takeback(
         for batch in work.run_batches(of_run)
         if not batches or batch.spec.batch in batches
         for entry in batch.spec.nodes
-        if entry.to == revision
+        # Whom a batch has left out, and a later one has moved, is the later one's.
+        if entry.to == revision and not work.is_superseded(entry, work.results[batch.name][entry.name], of_run)
     }
     everything = _is_everything(work, of_run, batches)
     leaves = revisions_left(work, of_run=of_run, batches=batches, revision=revision)
@@ -200,7 +201,7 @@ def start_next_batch_back(work: Work, run: RunStatus) -> None:
     aim = present_takeback(work, run)
     if not run.batches and run.to_revision is None:
         request_verification(work, {work.seen.revisions.get(entry.back, "") for entry, _ in aim.records.values()})
-    taken = {(entry.name, entry.uid) for _, entry, _ in work.entries()}
+    taken = {(entry.name, entry.uid) for _, entry, result in work.entries() if result.reason != "RunEnded"}
     failed, others = nodes_to_take_back(work, aim)
     ordered = [
         node

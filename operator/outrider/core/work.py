@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 
 from outrider.api.checks import AnalysisResult
@@ -77,10 +77,10 @@ class Work:
     the run waits for while nothing of it is under way. `unknown` are nodes, with why, whose check has told nothing
     until their deadline. `questions` are checks to be asked. `preparing` counts nodes of started batches that wait
     until they are prepared, which `preparations` see to. `moving` are without a working agent because of the run.
-    `arrivals` are moves that only wait for a node's pods to end. `target` is the hash of the target whose nodes are
-    all known. `fits` remembers which kinds of nodes fit which revisions, `breaches` what would be broken on which.
-    `form` says which nodes the DaemonSet that was taken over wants (None: there is none), and `adoption` is what the
-    status will say of it.
+    `arrivals` are moves that only wait for a node's pods to end. `returns_waiting` says that failed nodes whose agents
+    work wait for their turn to go back. `target` is the hash of the target whose nodes are all known. `fits` remembers
+    which kinds of nodes fit which revisions, `breaches` what would be broken on which. `form` says which nodes the
+    DaemonSet that was taken over wants (None: there is none), and `adoption` is what the status will say of it.
 
     A fleet may be large, and a pass short: what most policies look at is counted, or sorted by what it is, once.
     """
@@ -115,6 +115,7 @@ class Work:
     deadlock: Hindrance | None = None
     target: str | None = None
     shut: Hindrance | None = None
+    returns_waiting: bool = False
     waiting: Hindrance | None = None
     fits: dict[tuple[object, ...], Answer] = field(default_factory=dict)
     last_failure: LastFailure | None = None
@@ -409,9 +410,23 @@ def name_versions(work: Work, revisions: Iterable[str]) -> str:
 def count_between_elsewhere(work: Work) -> int:
     """Return how many nodes are on their way, but not as part of the present run: they are without an agent as well.
 
-    Dead ones do not count: nobody knows when they arrive, and they run nothing anyway.
+    Dead ones do not count: nobody knows when they arrive, and they run nothing anyway. Nor do those whose old agents
+    have not ended for as long as a node may take to become healthy: they would hold up everybody for ever.
     """
-    return sum(node.ready and node.name not in work.touched for node in work.nodes_between)
+    return sum(
+        node.ready and node.name not in work.touched and not is_stuck(work, node.name) for node in work.nodes_between
+    )
+
+
+def is_stuck(work: Work, node: str) -> bool:
+    """Tell whether a node has been between two revisions for longer than one may take to become healthy."""
+    since = work.seen.leaving_since.get(node)
+    if since is None:
+        return False
+    until = since + timedelta(seconds=work.seen.spec.health.timeout_seconds)
+    if work.seen.now < until:
+        work.wakes.append(until)
+    return work.seen.now >= until
 
 
 def same_node(work: Work, entry: BatchNode) -> Node | None:

@@ -291,6 +291,7 @@ class Gatherer:
             answers=tuple(memory.answers.values()),
             without_agent_since=memory.without_agent_since,
             under_way=frozenset(memory.patches),
+            leaving_since=memory.leaving_since,
             legacy=legacy,
             zones=zones,
             preparing=preparing,

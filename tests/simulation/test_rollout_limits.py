@@ -1,0 +1,257 @@
+"""Never more nodes without a working agent because of Outrider than the limit says, whatever led there."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from outrider.core.moves import is_leaving
+from outrider.core.snapshot import Pod
+from simulation.fleet import Fleet, SimPod, is_at_rest, make_spec
+
+OLD, NEW = "r-1.0.0", "r-1.1.0"
+WINDOW = {"type": "Rolling", "rolling": {"maxUnavailable": 3}}
+BATCHES = {"type": "Rolling", "rolling": {"batchSize": 3}}
+FULL = {"type": "Full", "full": {"maxInFlight": 3}}
+EVERY_STRATEGY = pytest.mark.parametrize("strategy", [WINDOW, BATCHES, FULL], ids=["window", "batches", "full"])
+
+
+class World(Fleet):
+    """A fleet whose agents may take long to start, restart, or never end."""
+
+    slow = 0.0
+    """Seconds that agents take to start from now on, instead of up to five."""
+    restarted: frozenset[str] = frozenset()
+    """Pods whose containers have restarted once, and run again."""
+    stuck: str | None = None
+    """A node on which no pod ends."""
+
+    def _seen(self, node: str, pod: SimPod) -> Pod:
+        seen = super()._seen(node, pod)
+        return replace(seen, restarts=1) if pod.name in self.restarted else seen
+
+    def tick(self, seconds: float = 1.0) -> None:
+        known = {pod.name for sim in self.nodes.values() for pod in sim.pods}
+        self._hold()
+        super().tick(seconds)
+        self._hold()
+        for sim in self.nodes.values():
+            for pod in sim.pods:
+                if self.slow and pod.name not in known:
+                    pod.ready_at = self._clock() + self.slow
+
+    def _hold(self) -> None:
+        for pod in self.nodes[self.stuck].pods if self.stuck is not None else ():
+            if pod.gone_at is not None:
+                pod.gone_at = float("inf")
+
+    def restart_agents(self, nodes: set[str] | None = None) -> None:
+        """Let all agents of the new version restart once, or those on some nodes."""
+        self.restarted = frozenset(
+            pod.name
+            for name, sim in self.nodes.items()
+            if nodes is None or name in nodes
+            for pod in sim.pods
+            if pod.revision == NEW and pod.ready_since
+        )
+
+
+def installed(count: int = 30, strategy: Any = WINDOW, **changes: Any) -> World:
+    world = World(count, make_spec(strategy=strategy, **changes))
+    world.settle()
+    return world
+
+
+def live(world: World, seconds: int, *, until: Callable[[World], bool] = is_at_rest) -> int:
+    """Let time pass, with passes in between; return how many nodes were out of service at a time at most."""
+    most = 0
+    for _ in range(seconds):
+        for _ in range(3):
+            world.execute(world.plan())
+            most = max(most, world.out_of_service())
+        if until(world):
+            break
+        world.tick()
+        most = max(most, world.out_of_service())
+    return most
+
+
+@EVERY_STRATEGY
+def test_nodes_that_joined_while_nobody_looked_lose_their_working_agents_in_turn(strategy: Any) -> None:
+    world = installed(6, strategy)
+    for number in range(12):
+        world.join(f"late-{number}")
+    for _ in range(60):
+        world.tick()  # the joiners' DaemonSet serves them, and the operator is away
+    assert world.out_of_service() == 0
+    assert live(world, 200, until=lambda w: w.assignments() == {OLD: 18}) == 3
+    assert world.assignments() == {OLD: 18}
+
+
+def test_the_end_of_a_freeze_takes_no_more_agents_at_a_time_either() -> None:
+    world = installed(6)
+    world.change(frozen=True)
+    for number in range(12):
+        world.join(f"late-{number}")
+    live(world, 60, until=lambda _: False)
+    assert world.out_of_service() == 0
+    world.change(frozen=False)
+    assert live(world, 200, until=lambda w: w.assignments() == {OLD: 18}) == 3
+
+
+def test_a_joined_node_without_a_working_agent_waits_for_nobody() -> None:
+    world = installed(6, {"type": "Rolling", "rolling": {"maxUnavailable": 1}})
+    for number in range(6):
+        world.join(f"late-{number}")
+    world.execute(world.plan())
+    assert sum(is_leaving(world.assignment(name)) or world.assignment(name) == OLD for name in world.nodes) == 12
+
+
+def test_joined_nodes_and_those_of_a_run_share_the_limit() -> None:
+    world = installed(20)
+    for number in range(10):
+        world.join(f"late-{number}")
+    for _ in range(60):
+        world.tick()
+    world.change(version="1.1.0")
+    assert live(world, 600, until=lambda w: w.assignments() == {NEW: 30}) == 3
+
+
+def test_a_rollout_that_is_deleted_leaves_joined_nodes_their_agents_in_turn() -> None:
+    world = installed(6)
+    for number in range(12):
+        world.join(f"late-{number}")
+    for _ in range(60):
+        world.tick()
+    world.deleting = True
+    assert live(world, 200, until=lambda w: not w.finalizer) == 3
+    assert world.assignments() == {OLD: 18}
+
+
+@EVERY_STRATEGY
+def test_a_retry_takes_working_agents_away_in_turn(strategy: Any) -> None:
+    world = installed(30, strategy, onFailure="Pause")
+    world.change(version="1.1.0")
+    live(world, 600, until=lambda w: w.assignments().get(NEW, 0) >= 20)
+    world.restart_agents()
+    live(world, 30, until=lambda w: w.status.run is not None and w.status.run.state == "Paused")
+    world.ask("retry")
+    assert live(world, 900) == 3
+    assert world.assignments() == {NEW: 30}
+
+
+@EVERY_STRATEGY
+def test_failures_that_are_tolerated_take_working_agents_away_in_turn(strategy: Any) -> None:
+    world = installed(30, {**strategy, "failureTolerance": "100%"})
+    world.change(version="1.1.0")
+    live(world, 600, until=lambda w: w.assignments().get(NEW, 0) >= 20)
+    # Not all of any batch: that would be too much whatever is tolerated.
+    records = [batch.spec.nodes for batch in world.batches.values() if batch.spec.run == 2]
+    world.restart_agents({entry.name for nodes in records for entry in nodes[:-1]})
+    moved = len(world.restarted)
+    assert live(world, 900) <= 3
+    assert world.assignments() == {NEW: 30 - moved, OLD: moved}
+    assert world.status.run is not None
+    assert world.status.run.state == "PartiallySucceeded"
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        {"type": "Canary", "canary": {"steps": [{"nodes": 1}]}, "rolling": {"batchSize": 2}},
+        {"type": "Rolling", "rolling": {"maxUnavailable": 2}},
+        {"type": "Rolling", "rolling": {"batchSize": 2}},
+        {"type": "Full", "full": {"maxInFlight": 2}},
+    ],
+    ids=["a smaller step", "window", "batches", "full"],
+)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_canary_step_on_record_moves_no_more_than_the_spec_says_by_now(after: Any, *, prepared: bool) -> None:
+    world = installed(
+        24, {"type": "Canary", "canary": {"steps": [{"nodes": "50%"}]}, "rolling": {"batchSize": 2}}, prePull=prepared
+    )
+    world.change(version="1.1.0")
+    world.settle(until=lambda w: any(batch.spec.run == 2 for batch in w.batches.values()))
+    world.change(strategy=after)
+    assert live(world, 600) == 2
+    assert world.assignments() == {NEW: 24}
+
+
+def test_a_canary_step_that_is_retried_opens_the_window_for_nobody_else() -> None:
+    world = installed(
+        40,
+        {"type": "Canary", "canary": {"steps": [{"nodes": 10}]}, "rolling": {"maxUnavailable": 2}},
+        onFailure="Pause",
+    )
+    world.change(version="1.1.0")
+    live(world, 600, until=lambda w: w.assignments().get(NEW, 0) >= 14)
+    steps = [batch.spec for batch in world.batches.values() if batch.spec.run == 2 and batch.spec.step]
+    canaries = {entry.name for spec in steps for entry in spec.nodes}
+    assert len(canaries) == 10
+    world.restart_agents(canaries)
+    live(world, 30, until=lambda w: w.status.run is not None and w.status.run.state == "Paused")
+    world.ask("retry")
+    while not is_at_rest(world):
+        for _ in range(3):
+            world.execute(world.plan())
+            others = [name for name in world.nodes if name not in canaries and is_out(world, name)]
+            assert len(others) <= 2
+        world.tick()
+    assert world.assignments() == {NEW: 40}
+
+
+def is_out(world: World, name: str) -> bool:
+    return is_leaving(world.assignment(name)) or not any(pod.ready_since for pod in world.nodes[name].pods)
+
+
+@EVERY_STRATEGY
+@pytest.mark.parametrize(
+    "wishes", [["1.1.0", "1.2.0"], ["1.1.0", "1.0.0", "1.2.0"], ["1.1.0", "1.0.0", "1.1.0", "1.0.0"]], ids="-".join
+)
+def test_whoever_changes_his_mind_while_agents_start_waits_for_them(strategy: Any, wishes: list[str]) -> None:
+    world = installed(20, strategy, health={"timeoutSeconds": 300, "minReadySeconds": 0})
+    world.slow = 30
+    for wish in wishes:
+        world.change(version=wish)
+        assert live(world, 12, until=lambda _: False) <= 3
+    world.slow = 0
+    assert live(world, 900) <= 3
+    assert world.assignments() == {f"r-{wishes[-1]}": 20}
+
+
+@EVERY_STRATEGY
+@pytest.mark.parametrize("how", ["abort", "revoke", "rollback"])
+def test_a_rollback_waits_for_those_that_its_run_had_on_their_way(strategy: Any, how: str) -> None:
+    world = installed(20, strategy, health={"timeoutSeconds": 300, "minReadySeconds": 0})
+    world.slow = 20
+    world.change(version="1.1.0")
+    live(world, 600, until=lambda w: w.assignments().get(NEW, 0) >= 6 and sum(is_out(w, n) for n in w.nodes) >= 2)
+    if how == "revoke":
+        world.phases["1.1.0"] = "Revoked"
+    elif how == "abort":
+        world.ask("abort")
+    else:
+        world.ask("rollback", run=2)
+    assert live(world, 900) <= 3
+    assert world.assignments() == {OLD: 20}
+
+
+@EVERY_STRATEGY
+def test_an_old_agent_that_never_ends_holds_up_no_later_run(strategy: Any) -> None:
+    lonely = {kind: dict.fromkeys(value, 1) if isinstance(value, dict) else value for kind, value in strategy.items()}
+    world = installed(8, lonely, health={"timeoutSeconds": 90, "minReadySeconds": 0})
+    world.change(version="1.1.0")
+    live(world, 600, until=lambda w: w.assignments().get(NEW, 0) >= 3)
+    while world.stuck is None:
+        plan = world.plan()
+        world.execute(plan)
+        world.stuck = next((move.node for move in plan.moves if move.after == f"to-{NEW}"), None)
+        world.tick()
+    world.change(version="1.2.0")
+    live(world, 80, until=lambda _: False)
+    degraded = next(condition for condition in world.status.conditions if condition.type == "Degraded")
+    assert degraded.reason == "OldAgentsDoNotEnd"
+    assert world.stuck in degraded.message
+    live(world, 500, until=lambda w: w.assignments().get("r-1.2.0", 0) == 7)
+    assert world.assignments().get("r-1.2.0") == 7
