@@ -19,7 +19,7 @@ from outrider.api.rollout import BatchNode, RequestKind, RolloutBatchStatus, Rol
 from outrider.core import plan as actions
 from outrider.core.compatibility import VersionRules
 from outrider.core.fleet import Claim, carries_assignment, is_targeted, may_overlap, select_leavers, select_members
-from outrider.core.moves import is_leaving
+from outrider.core.moves import find_arriving, is_leaving
 from outrider.core.plan import Event, Plan
 from outrider.core.prepare import is_counting, prepare_name, token_of
 from outrider.core.refusal import Refusal
@@ -149,6 +149,7 @@ class Fleet:
         self.prepare_seconds: tuple[float, float] = (0, 4)
         self.unprepared_since: dict[str, datetime] = {}
         self.leaving_since: dict[str, datetime] = {}
+        self.arriving_since: dict[str, datetime] = {}
         self.prepare_problem = ""
         self.observing_since: datetime | None = None
         self.without_agent_since: dict[str, datetime] = {}
@@ -287,6 +288,7 @@ class Fleet:
             without_agent_since=dict(self.without_agent_since),
             under_way=self.under_way,
             leaving_since=dict(self.leaving_since),
+            arriving_since=dict(self.arriving_since),
             zones=self._zones(),
             preparing={
                 name: tuple(self._seen_preparing(name, pod) for pod in sim.preparing)
@@ -352,9 +354,17 @@ class Fleet:
     # -- the operator's part
 
     def plan(self) -> Plan:
-        first = plan_rollout(self.snapshot())
+        seen = self.snapshot()
+        first = plan_rollout(seen)
         assert plan_rollout(self.snapshot()) == first, "the same snapshot gives the same plan"
+        self.note(seen)
         return first
+
+    def note(self, seen: RolloutSnapshot) -> None:
+        """Keep in mind what the operator keeps from one look at its fleet to the next."""
+        self.arriving_since = find_arriving(seen)
+        between = (name for name, node in seen.nodes.items() if is_leaving(node.labels.get(KEY)))
+        self.leaving_since = {name: self.leaving_since.get(name, seen.now) for name in between}
 
     def execute(self, plan: Plan, *, crash_after: int | None = None) -> None:
         """Execute a plan in the operator's order, or only its first `crash_after` steps."""
@@ -526,9 +536,6 @@ class Fleet:
                 pod.unready_since = None if is_ready else (pod.unready_since or self.now)
             self._tick_preparing(name, sim, clock)
         self._note_unprepared()
-        self.leaving_since = {
-            name: self.leaving_since.get(name, self.now) for name in self.nodes if is_leaving(self.assignment(name))
-        }
         self.check()
 
     def _tick_preparing(self, name: str, sim: SimNode, clock: float) -> None:

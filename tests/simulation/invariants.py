@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import Any, Literal
 
-from outrider.api.rollout import BatchNode, NodeResult
+from outrider.api.rollout import BatchNode, NodeResult, RolloutSpec
 from outrider.core import batches as arithmetic
 from outrider.core import plan as actions
 from outrider.core.moves import is_leaving, target_of
@@ -168,8 +168,8 @@ def never_more_out(trial: Trial, action: Any) -> str:
     return ""
 
 
-def _size(trial: Trial, batch: Batch, *, own: bool = True) -> int:
-    spec, run = trial.world.spec, trial.world.status.run
+def _size(trial: Trial, batch: Batch, *, own: bool = True, spec: RolloutSpec | None = None) -> int:
+    spec, run = spec or trial.world.spec, trial.world.status.run
     assert run is not None
     if spec.strategy.type == "Full":
         return max(1, len(trial.world.nodes)) if own else arithmetic.in_flight_limit(spec, max(run.nodes, 1))
@@ -221,7 +221,10 @@ def never_more_at_once(trial: Trial, action: Any) -> str:
     if trial.known_result(mine[-1][0].name, action.node) == "Skipped":
         return ""  # its batch has left it out, and it is welcomed like one that joins
     batch = mine[-1][0].spec
-    allowed = max(trial.allowed.get((batch.run, batch.batch), 0), _size(trial, mine[-1][0], own=False))
+    # The person may have changed the size after the plan was made.
+    specs = [trial.world.spec, *([trial.seen.spec] if trial.seen is not None else [])]
+    sizes = (_size(trial, mine[-1][0], own=False, spec=spec) for spec in specs)
+    allowed = max(trial.allowed.get((batch.run, batch.batch), 0), *sizes)
     flying = {
         entry.name
         for page, entry, _ in entries(trial, run.id)

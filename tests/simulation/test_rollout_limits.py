@@ -1,69 +1,27 @@
 """Never more nodes without a working agent because of Outrider than the limit says, whatever led there."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from outrider.core.moves import is_leaving
-from outrider.core.snapshot import Pod
-from simulation.fleet import Fleet, SimPod, is_at_rest, make_spec
+from simulation.fleet import is_at_rest, make_spec
+from simulation.troubled import NEW, OLD, TroubledFleet
 
-OLD, NEW = "r-1.0.0", "r-1.1.0"
 WINDOW = {"type": "Rolling", "rolling": {"maxUnavailable": 3}}
 BATCHES = {"type": "Rolling", "rolling": {"batchSize": 3}}
 FULL = {"type": "Full", "full": {"maxInFlight": 3}}
 EVERY_STRATEGY = pytest.mark.parametrize("strategy", [WINDOW, BATCHES, FULL], ids=["window", "batches", "full"])
 
 
-class World(Fleet):
-    """A fleet whose agents may take long to start, restart, or never end."""
-
-    slow = 0.0
-    """Seconds that agents take to start from now on, instead of up to five."""
-    restarted: frozenset[str] = frozenset()
-    """Pods whose containers have restarted once, and run again."""
-    stuck: str | None = None
-    """A node on which no pod ends."""
-
-    def _seen(self, node: str, pod: SimPod) -> Pod:
-        seen = super()._seen(node, pod)
-        return replace(seen, restarts=1) if pod.name in self.restarted else seen
-
-    def tick(self, seconds: float = 1.0) -> None:
-        known = {pod.name for sim in self.nodes.values() for pod in sim.pods}
-        self._hold()
-        super().tick(seconds)
-        self._hold()
-        for sim in self.nodes.values():
-            for pod in sim.pods:
-                if self.slow and pod.name not in known:
-                    pod.ready_at = self._clock() + self.slow
-
-    def _hold(self) -> None:
-        for pod in self.nodes[self.stuck].pods if self.stuck is not None else ():
-            if pod.gone_at is not None:
-                pod.gone_at = float("inf")
-
-    def restart_agents(self, nodes: set[str] | None = None) -> None:
-        """Let all agents of the new version restart once, or those on some nodes."""
-        self.restarted = frozenset(
-            pod.name
-            for name, sim in self.nodes.items()
-            if nodes is None or name in nodes
-            for pod in sim.pods
-            if pod.revision == NEW and pod.ready_since
-        )
-
-
-def installed(count: int = 30, strategy: Any = WINDOW, **changes: Any) -> World:
-    world = World(count, make_spec(strategy=strategy, **changes))
+def installed(count: int = 30, strategy: Any = WINDOW, **changes: Any) -> TroubledFleet:
+    world = TroubledFleet(count, make_spec(strategy=strategy, **changes))
     world.settle()
     return world
 
 
-def live(world: World, seconds: int, *, until: Callable[[World], bool] = is_at_rest) -> int:
+def live(world: TroubledFleet, seconds: int, *, until: Callable[[TroubledFleet], bool] = is_at_rest) -> int:
     """Let time pass, with passes in between; return how many nodes were out of service at a time at most."""
     most = 0
     for _ in range(seconds):
@@ -87,6 +45,35 @@ def test_nodes_that_joined_while_nobody_looked_lose_their_working_agents_in_turn
     assert world.out_of_service() == 0
     assert live(world, 200, until=lambda w: w.assignments() == {OLD: 18}) == 3
     assert world.assignments() == {OLD: 18}
+
+
+@EVERY_STRATEGY
+def test_nodes_that_are_made_anew_under_their_names_do_so_too(strategy: Any) -> None:
+    world = installed(18, strategy)
+    again = sorted(world.nodes)[6:]
+    for name in again:
+        world.leave(name)
+    for name in again:
+        world.join(name)
+    for _ in range(60):
+        world.tick()
+    assert world.out_of_service() == 0
+    assert live(world, 200, until=lambda w: w.assignments() == {OLD: 18}) == 3
+    assert world.assignments() == {OLD: 18}
+
+
+@pytest.mark.parametrize("change", [{"target": {"nodeSelector": {}}}, {"joiners": "Wait"}], ids=["target", "joiners"])
+def test_what_serves_joined_nodes_stays_until_each_has_had_its_turn(change: Any) -> None:
+    world = installed(6, {"type": "Rolling", "rolling": {"maxUnavailable": 1}})
+    for number in range(8):
+        world.join(f"late-{number}")
+    for _ in range(60):
+        world.tick()
+    world.change(version="1.1.0")
+    live(world, 5, until=lambda _: False)
+    world.change(**change)
+    assert live(world, 900, until=lambda w: w.assignments() == {NEW: 14}) == 1
+    assert world.assignments() == {NEW: 14}
 
 
 def test_the_end_of_a_freeze_takes_no_more_agents_at_a_time_either() -> None:
@@ -129,6 +116,32 @@ def test_a_rollout_that_is_deleted_leaves_joined_nodes_their_agents_in_turn() ->
     assert world.assignments() == {OLD: 18}
 
 
+@pytest.mark.parametrize("how", ["paused", "frozen", "retried"])
+def test_a_deletion_waits_for_nobody_who_is_not_judged_any_more(how: str) -> None:
+    """Deadlines stand still in a pause, and who waits to be tried again has none."""
+    world = installed(12, BATCHES, onFailure="Pause")
+    world.change(version="1.1.0")
+    live(world, 600, until=lambda w: w.assignments().get(NEW, 0) >= 6)
+    if how == "retried":
+        world.restart_agents()
+        live(world, 30, until=lambda w: w.status.run is not None and w.status.run.state == "Paused")
+    else:
+        world.behaviour = lambda _node, revision: "never-ready" if revision == NEW else "healthy"
+        live(world, 60, until=lambda w: any(state == "Starting" for _, state, _ in w.entries(2)))
+        world.change(**{how: True})
+    for number in range(3):
+        world.join(f"late-{number}")
+    for _ in range(60):
+        world.tick()
+    if how == "retried":
+        world.ask("retry")
+        world.execute(world.plan())
+        assert any(state == "Retrying" for _, state, _ in world.entries(2))
+    world.deleting, world.deleting_since = True, world.now
+    live(world, 700, until=lambda w: not w.finalizer)
+    assert not world.finalizer
+
+
 @EVERY_STRATEGY
 def test_a_retry_takes_working_agents_away_in_turn(strategy: Any) -> None:
     world = installed(30, strategy, onFailure="Pause")
@@ -149,8 +162,9 @@ def test_failures_that_are_tolerated_take_working_agents_away_in_turn(strategy: 
     # Not all of any batch: that would be too much whatever is tolerated.
     records = [batch.spec.nodes for batch in world.batches.values() if batch.spec.run == 2]
     world.restart_agents({entry.name for nodes in records for entry in nodes[:-1]})
-    moved = len(world.restarted)
-    assert live(world, 900) <= 3
+    moved, began = len(world.restarted), world.now
+    assert live(world, 900) == 3
+    assert (world.now - began).total_seconds() < 16 * 30 / 3, "as many at a time as may be"
     assert world.assignments() == {NEW: 30 - moved, OLD: moved}
     assert world.status.run is not None
     assert world.status.run.state == "PartiallySucceeded"
@@ -201,7 +215,7 @@ def test_a_canary_step_that_is_retried_opens_the_window_for_nobody_else() -> Non
     assert world.assignments() == {NEW: 40}
 
 
-def is_out(world: World, name: str) -> bool:
+def is_out(world: TroubledFleet, name: str) -> bool:
     return is_leaving(world.assignment(name)) or not any(pod.ready_since for pod in world.nodes[name].pods)
 
 

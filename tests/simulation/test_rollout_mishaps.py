@@ -289,7 +289,7 @@ def test_canary_steps_that_are_asked_for_on_the_way_wait_for_who_is_moved_alread
 
 
 def test_a_joiner_whose_label_cannot_be_set_never_runs_the_old_and_the_new_stable_version_at_once() -> None:
-    fleet = installed(strategy={"type": "Rolling", "rolling": {"batchSize": 2}, "failureTolerance": 1})
+    fleet = installed()
     fleet.join("stubborn")
     go_on(fleet, 1)
     refused = fleet._do
@@ -299,8 +299,7 @@ def test_a_joiner_whose_label_cannot_be_set_never_runs_the_old_and_the_new_stabl
     fleet.nodes["stubborn"].node = replace(node, labels={k: v for k, v in node.labels.items() if k != KEY})
     go_on(fleet, 10)
     fleet.change(version="1.1.0")
-    go_on(fleet, 1000)  # at each tick the world sees to it that no two agents live on a node
-    assert [state for entry, state, _ in fleet.entries(2) if entry.name == "stubborn"] == ["Failed"]
+    go_on(fleet, 120)  # at each tick the world sees to it that no two agents live on a node
     assert fleet.assignments() == {"r-1.1.0": 10, "None": 1}
     assert {pod.revision for pod in fleet.nodes["stubborn"].pods} == {"r-1.1.0"}
 

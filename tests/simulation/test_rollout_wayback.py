@@ -7,20 +7,21 @@ import pytest
 
 from outrider.api.names import LABEL_EXCLUDE
 from outrider.core import plan as actions
+from outrider.core.compatibility import VersionRules
 from outrider.core.moves import is_leaving
 from outrider.core.plan import Plan
 from outrider.core.snapshot import Hindrance
 from simulation.fleet import Fleet, is_at_rest, make_spec
+from simulation.troubled import NEW, OLD, TroubledFleet
 
-OLD, NEW = "r-1.0.0", "r-1.1.0"
 BATCHES = {"type": "Rolling", "rolling": {"batchSize": 3}}
 WINDOW = {"type": "Rolling", "rolling": {"maxUnavailable": 3}}
 POOL = {"nodeSelector": {"matchLabels": {"pool": "a"}}}
 PART = {"nodeSelector": {"matchLabels": {"pool": "a", "site": "x"}}}
 
 
-def installed(count: int = 12, strategy: Any = BATCHES, **changes: Any) -> Fleet:
-    fleet = Fleet(count, make_spec(strategy=strategy, **changes))
+def installed(count: int = 12, strategy: Any = BATCHES, **changes: Any) -> TroubledFleet:
+    fleet = TroubledFleet(count, make_spec(strategy=strategy, **changes))
     for number, name in enumerate(fleet.nodes):
         fleet.label(name, {"pool": "a", "site": "x" if number < count // 2 else "y"})
     fleet.settle()
@@ -222,7 +223,112 @@ def test_a_failed_node_that_was_not_sent_back_yet_has_not_failed_to_return(barre
         assert fleet.assignments() == {NEW: 11, OLD: 1}
 
 
+# --- a person asks to try again
+
+
+def stopped(fleet: TroubledFleet, moved: int = 9) -> list[str]:
+    """Stop a run because all its agents have failed, and ask to try again; return who waits for his turn."""
+    fleet.change(version="1.1.0")
+    moved_to(fleet, moved)
+    fleet.restart_agents()
+    fleet.settle(until=lambda f: f.status.run is not None and f.status.run.state == "Paused")
+    fleet.ask("retry")
+    fleet.execute(fleet.plan())
+    fleet.execute(fleet.plan())
+    waiting = [e.name for e, state, _ in fleet.entries(2) if state == "Retrying" and fleet.assignment(e.name) == NEW]
+    assert waiting
+    return waiting
+
+
+def test_who_is_excluded_while_he_waits_to_be_tried_again_holds_nobody_up() -> None:
+    fleet = installed(onFailure="Pause")
+    kept = stopped(fleet)[-1]
+    fleet.label(kept, {LABEL_EXCLUDE: "true"})
+    live(fleet, 300)
+    assert fleet.status.phase == "Completed"
+    assert [reason for entry, _, reason in fleet.entries(2) if entry.name == kept] == ["LeftTarget"]
+    assert fleet.assignments() == {NEW: 12}
+
+
+def test_a_process_that_ends_when_it_sends_somebody_back_leaves_him_a_deadline() -> None:
+    fleet = installed(onFailure="Pause")
+    stopped(fleet)
+    fleet.behaviour = lambda _node, revision: "crash-loop" if revision == OLD else "healthy"
+    while OLD not in {fleet.assignment(entry.name) for entry, state, _ in fleet.entries(2) if state == "Retrying"}:
+        plan = fleet.plan()
+        later = [action for action in plan.actions if isinstance(action, actions.WriteBatch) and not action.urgent]
+        fleet.execute(replace(plan, actions=tuple(action for action in plan.actions if action not in later)))
+        fleet.tick()
+    live(fleet, 900)
+    assert not [state for _, state, _ in fleet.entries(2) if state == "Retrying"]
+    assert fleet.status.phase == "Completed"
+
+
+# --- nodes that joined while nobody looked
+
+
+def joined_unseen(**labels: str) -> TroubledFleet:
+    fleet = installed(6)
+    for number in range(3):
+        fleet.join(f"late-{number}", **labels)
+    for _ in range(60):
+        fleet.tick()
+    return fleet
+
+
+def test_a_joined_node_that_the_next_version_does_not_fit_keeps_its_agent() -> None:
+    fleet = joined_unseen(**{"kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64"})
+    for name in list(fleet.nodes)[:6]:
+        fleet.label(name, {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"})
+    fleet.rules[NEW] = VersionRules(frozenset({"linux/amd64"}))
+    fleet.change(version="1.1.0")
+    live(fleet, 300)
+    assert fleet.assignments() == {NEW: 6, OLD: 3}
+    assert fleet.status.phase == "Completed"
+
+
+def test_a_joined_node_keeps_its_agent_when_the_next_run_fails_and_later_ones_are_to_wait() -> None:
+    fleet = joined_unseen()
+    fleet.behaviour = lambda _node, revision: "crash-loop" if revision == NEW else "healthy"
+    fleet.change(version="1.1.0", joiners="Wait")
+    live(fleet, 300)
+    assert fleet.status.phase == "RolledBack"
+    assert fleet.assignments() == {OLD: 9}
+
+
 # --- what a person says after the record
+
+
+def test_a_node_that_was_excluded_for_a_moment_goes_back_after_all() -> None:
+    fleet = installed(strategy={"type": "Rolling", "rolling": {"maxUnavailable": 1}})
+    fleet.change(version="1.1.0")
+    moved_to(fleet, 8)
+    fleet.ask("abort")
+    fleet.settle(until=lambda f: any(state == "Pending" for _, state, _ in f.entries(3)))
+    entries = list(fleet.entries(3))
+    kept = [entry.name for entry, state, _ in entries if state == "Pending" and fleet.assignment(entry.name) == NEW][-1]
+    fleet.label(kept, {LABEL_EXCLUDE: "true"})
+    live(fleet, 3)
+    fleet.label(kept, {LABEL_EXCLUDE: "false"})
+    fleet.settle()
+    assert fleet.assignments() == {OLD: 12}
+
+
+def test_agents_that_are_to_be_taken_away_hold_up_no_way_back() -> None:
+    fleet = installed(target=POOL)
+    fleet.change(version="1.1.0")
+    moved_to(fleet, 6)
+    away = next(name for name in sorted(fleet.nodes)[:6] if fleet.assignment(name) == NEW)
+    fleet.set_ready(away, False)
+    fleet.change(version="1.0.0")
+    fleet.settle()
+    fleet.change(target=PART)
+    fleet.settle(until=lambda f: any(batch.spec.purpose == "Removal" for batch in f.batches.values()))
+    fleet.change(windows=[{"start": "12:00", "end": "13:00"}])
+    live(fleet, 60)
+    fleet.set_ready(away, True)
+    live(fleet, 60)
+    assert fleet.assignment(away) == OLD
 
 
 @pytest.mark.parametrize("strategy", [WINDOW, {"type": "Full", "full": {"maxInFlight": 1}}], ids=["window", "full"])
@@ -271,9 +377,9 @@ def test_agents_are_taken_from_nodes_that_left_in_the_windows_only() -> None:
     between = sum(is_leaving(fleet.assignment(name)) for name in fleet.nodes)
     gone = fleet.assignments()["none"]
     live(fleet)
-    assert fleet.assignments() == {OLD: 12 - gone - between, "none": gone + between}
+    assert fleet.assignments()[OLD] == 12 - gone - between
     fleet.change(windows=[])
-    fleet.settle(until=lambda f: f.assignments() == {OLD: 6, "none": 6})
+    fleet.settle(until=lambda f: f.assignments() == {OLD: 6, "None": 6})
 
 
 def test_a_node_that_becomes_an_older_rollouts_in_the_middle_of_its_move_has_not_failed() -> None:

@@ -193,6 +193,7 @@ class World(Fleet):
         self.observing_since = self.now
         self.unprepared_since.clear()
         self.leaving_since.clear()
+        self.arriving_since.clear()
         for sim in self.nodes.values():
             for pod in (*sim.pods, *sim.preparing):
                 pod.ready_since = self.now if pod.ready_since else None
@@ -394,6 +395,7 @@ class Trial:
         dice, world = self.dice, self.world
         seen = world.snapshot()
         plan = plan_rollout(seen)
+        world.note(seen)
         self.seen, self.plan = seen, plan
         self.prepared |= {
             (seen.nodes[name].uid, pod.revision)

@@ -49,7 +49,11 @@ def _leave_agents(work: Work) -> bool:
     stable = work.stable
     if seen.joiners and stable is not None and stable in seen.revisions and not is_barred(work, stable):
         joined = [node for node in work.members_at(None) if node.ready and _is_served_as_joiner(work, node)]
-        for node in take_turns(work, joined, stable):
+        begun = seen.deleting_since
+        given_up = begun is not None and seen.now >= begun + timedelta(seconds=LABELS_SECONDS)
+        if begun is not None:
+            work.wakes.append(begun + timedelta(seconds=LABELS_SECONDS))
+        for node in joined if given_up else take_turns(work, joined, stable):
             move(work, node, stable)
     if not joined:
         # Without the Rollout nobody would ever give its nodes an assignment, nor see that another wants them.

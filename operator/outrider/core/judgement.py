@@ -290,9 +290,11 @@ def _judge_retry(work: Work, entry: BatchNode, result: NodeResult, node: Node) -
         if verdict.wake_at is not None:
             work.wakes.append(verdict.wake_at)
     timeout = work.seen.spec.health.timeout_seconds
-    if result.returning_since is None:
+    if result.returning_since is None and work.assignment(node) == entry.to:
+        if is_excluded(node):
+            return with_state(work, result, "Skipped", "LeftTarget", "the node was excluded before it was tried again")
         return result  # its turn has not come
-    deadline = since_observed(work, result.returning_since)
+    deadline = since_observed(work, result.returning_since or result.started_at or work.seen.now)
     deadline += timedelta(seconds=timeout + work.paused_seconds() - result.paused_seconds)
     if work.seen.now >= deadline and (work.run is None or work.run.paused_since is None):
         if work.assignment(node) == entry.back:

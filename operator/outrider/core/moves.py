@@ -15,9 +15,10 @@ Invariants:
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+from datetime import datetime
 
 from outrider.api.names import ASSIGNMENT_LEAVING, ASSIGNMENT_NONE, ROLE_REVISION
-from outrider.core.snapshot import Pod
+from outrider.core.snapshot import Pod, RolloutSnapshot
 
 
 def leaving(target: str) -> str:
@@ -41,6 +42,19 @@ def alive_on(pods: Iterable[Pod]) -> AbstractSet[str]:
     A joiners' pod is another agent, even where it is of the same revision.
     """
     return {pod.revision if pod.role == ROLE_REVISION else f"{pod.role}/{pod.revision}" for pod in pods if pod.live}
+
+
+def find_arriving(seen: RolloutSnapshot) -> dict[str, datetime]:
+    """Return the nodes that have a revision again, and no Ready agent of it yet, with since when that is known."""
+    found: dict[str, datetime] = {}
+    for name in {*seen.arriving_since, *seen.leaving_since}:
+        node = seen.nodes.get(name)
+        assignment = node.labels.get(seen.assignment_key) if node is not None else None
+        if assignment not in seen.revisions:
+            continue
+        if not any(pod.ready_since is not None and pod.revision == assignment for pod in seen.pods.get(name, ())):
+            found[name] = seen.arriving_since.get(name, seen.now)
+    return found
 
 
 def next_assignment(

@@ -334,6 +334,9 @@ def send_failed_nodes_back(work: Work) -> None:
                 if result.returning_since is None:
                     since = {"returning_since": work.seen.now, "paused_seconds": work.paused_seconds()}
                     work.results[batch.name][entry.name] = result.model_copy(update=since)
+                    work.urgent_batches.add(batch.name)
+            else:
+                broken.append((node, entry.back))
             continue
         if is_barred(work, entry.back) and work.assignment(node) != leaving(entry.back):
             continue  # it stays failed where it is, until what it came from may be used again
@@ -409,6 +412,7 @@ def move_open_batches(work: Work) -> None:
     """Which nodes of the started batches have not been touched yet? They leave, as many as may be in flight."""
     if not work.is_active or work.run is None:
         return
+    _keep_agents_outside_windows(work)
     places = window.count_places(work)
     shut = why_shut(work) is not None
     blocked: list[tuple[str, str]] = []
@@ -428,8 +432,7 @@ def move_open_batches(work: Work) -> None:
         is_blocked = is_barred(work, entry.to)
         if is_blocked and not goes:
             blocked.append((entry.name, entry.to))
-        is_shut = work.shut is not None if batch.spec.purpose == "Removal" else shut
-        if is_planned and (is_blocked or is_shut or places.moving > places.limit_of(batch)):
+        if is_planned and (is_blocked or shut or places.moving > places.limit_of(batch)):
             work.results[batch.name][entry.name] = _unplanned(result)
             places.moving -= 1
             continue
@@ -439,7 +442,7 @@ def move_open_batches(work: Work) -> None:
             move(work, node, entry.to)
         if result.state != "Pending":
             continue
-        if is_shut and not is_leaving(work.assignment(node)):
+        if shut and not is_leaving(work.assignment(node)):
             continue
         is_at_home = not goes and not is_leaving(work.assignment(node))
         if is_at_home and is_due(work, batch, entry) and not is_prepared(work, node):
@@ -460,6 +463,22 @@ def move_open_batches(work: Work) -> None:
     work.moving = places.moving
     tell_blocked_returns(work, blocked)
     tell_required_returns(work, broken)
+
+
+def _keep_agents_outside_windows(work: Work) -> None:
+    """Close the records of agents that were to be taken away, and may not now: they are made anew in the next window.
+
+    Open, they would hold up ways back, which may be taken at any time.
+    """
+    if work.shut is None:
+        return
+    for batch, entry, result in list(work.entries({"Pending", "Stopping"})):
+        node = same_node(work, entry)
+        if batch.spec.purpose != "Removal" or node is None or node.name in work.seen.under_way:
+            continue
+        if _has_not_left(work, entry, node):
+            why = "the node keeps its agent: it is outside spec.windows"
+            work.results[batch.name][entry.name] = with_state(work, result, "Skipped", "AgentKept", why)
 
 
 def wait_for_the_batch(work: Work) -> None:
@@ -566,7 +585,12 @@ def start_next_rollback_batch(work: Work) -> None:
     if not size:
         return
     # A process may have ended between closing these records and storing that the run ended: they are open still.
-    taken = {(entry.name, entry.uid) for _, entry, result in work.entries() if result.reason != "RunEnded"}
+    # Who is not excluded any more is taken after all.
+    taken = {
+        (entry.name, entry.uid)
+        for _, entry, result in work.entries()
+        if result.state != "Skipped" or result.reason not in {"RunEnded", "AgentKept"}
+    }
     origin = {
         (entry.name, entry.uid): (entry, work.results[batch.name][entry.name])
         for batch in work.update_batches(run.of_run)

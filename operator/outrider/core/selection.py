@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from outrider.api.names import ASSIGNMENT_LEGACY, batch_name
+from outrider.api.names import batch_name
 from outrider.api.rollout import BatchNode, BatchPurpose, RolloutBatchSpec, RunStatus
 from outrider.core import batches as arithmetic
 from outrider.core.canary import last_step, may_be_canary, spread_canaries
-from outrider.core.membership import is_joiner, waits_for_a_run, works_already
+from outrider.core.membership import is_joiner, waits_for_a_run
 from outrider.core.moves import is_leaving, target_of
 from outrider.core.plan import CreateBatch
 from outrider.core.snapshot import Node
@@ -46,19 +46,12 @@ def remaining_nodes(work: Work) -> list[Node]:
         away = recorded.get((node.name, node.uid))
         if away is False:
             continue
-        if assignment is None and _is_welcomed(work, node):
-            continue
+        if assignment is None and (is_joiner(work, node) or waits_for_a_run(work)):
+            continue  # it is welcomed first, or has to wait
         if away and why_skip(work, node) is not None:
             continue  # recorded already, and still away
         remaining.append(node)
     return remaining
-
-
-def _is_welcomed(work: Work, node: Node) -> bool:
-    """Tell whether a node without an assignment is not the run's: it is welcomed first, or has to wait."""
-    if is_joiner(work, node):
-        return not (work.is_active and works_already(work, node) and work.stable != ASSIGNMENT_LEGACY)
-    return waits_for_a_run(work)
 
 
 def nodes_to_retry(work: Work, nodes: Iterable[Node]) -> dict[str, int]:

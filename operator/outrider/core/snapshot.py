@@ -314,8 +314,9 @@ class RolloutSnapshot:
     `verify_after` is verified again before a run to it starts (None: never). `without_agent_since` says of nodes that
     have a revision and no pod since when that has been seen. `under_way` are the nodes of which a change of the
     assignment was sent and is not answered: what they are seen with may be over. `leaving_since` says of the nodes that
-    are between two revisions since when they have been seen there. `legacy` is the DaemonSet that
-    `spec.adoption` names, or that was taken over before. `zones` are those time zones of `spec.windows` that there are.
+    were between two revisions at the last look since when they had been seen there, `arriving_since` of those that were
+    before since when they had a revision again and no Ready agent. `legacy` is the DaemonSet that `spec.adoption`
+    names, or that was taken over before. `zones` are those time zones of `spec.windows` that there are.
 
     `preparing` are the pods that prepare nodes for a revision, by node: no agents, and never counted as such.
     `prepare_sets` are the DaemonSets that make them, by name; `unprepared_since` says of the nodes that these name and
@@ -360,6 +361,7 @@ class RolloutSnapshot:
     without_agent_since: Mapping[str, datetime] = field(default_factory=dict)
     under_way: frozenset[str] = frozenset()
     leaving_since: Mapping[str, datetime] = field(default_factory=dict)
+    arriving_since: Mapping[str, datetime] = field(default_factory=dict)
     legacy: Legacy | None = None
     zones: Mapping[str, tzinfo] = field(default_factory=dict)
     preparing: Mapping[str, tuple[Pod, ...]] = field(default_factory=dict)

@@ -10,16 +10,15 @@ Invariants:
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 
 from outrider.api.names import ASSIGNMENT_LEGACY, ASSIGNMENT_NONE, ROLE_JOINERS
-from outrider.core import adoption
+from outrider.core import adoption, window
 from outrider.core import batches as arithmetic
 from outrider.core.membership import all_known, has_joined, is_joiner, open_entries, wanted_joiners, works_already
 from outrider.core.plan import Assign, CreateJoiners, DeleteJoiners
 from outrider.core.snapshot import Node
-from outrider.core.states import IN_FLIGHT, ONGOING
-from outrider.core.work import Work, count_between_elsewhere, move
+from outrider.core.states import IN_FLIGHT
+from outrider.core.work import Work, move
 
 
 def mark_entrants(work: Work) -> None:
@@ -53,11 +52,13 @@ def welcome_joiners(work: Work) -> None:
     stable, serving = work.stable, work.seen.joiners
     unassigned = list(work.members_at(None))
     moving = open_entries(work) if unassigned else {}
+    recorded = [node for node in unassigned if moving.get(node.name) == node.uid]
     joined = [node for node in unassigned if moving.get(node.name) != node.uid and is_joiner(work, node)]
     now = list(take_turns(work, joined, stable))
+    waiting = {node.name for node in (*joined, *recorded) if works_already(work, node)} - {node.name for node in now}
     wanted = adoption.hand_over_joiners(work, wanted_joiners(work, stable))
     if outdated := [joiners for joiners in serving if joiners != wanted]:
-        if len(now) == len(joined):  # else it would take the agents of those whose turn has not come
+        if not waiting:  # else it would take the agents of those whose turn has not come
             work.clean_up.extend(DeleteJoiners(joiners) for joiners in outdated)
     elif (
         wanted is not None
@@ -77,40 +78,26 @@ def welcome_joiners(work: Work) -> None:
 def take_turns(work: Work, joined: Sequence[Node], stable: str) -> Iterator[Node]:
     """Yield the joined nodes that may get the stable revision as their own now, which replaces their agents' pods.
 
-    Mostly that is before the agents are Ready. Those that joined while nobody looked, and work, are taken by a run that
-    is under way. Otherwise only as many as may be without an agent at a time are let go, those that start after their
-    turn included.
+    Mostly that is before the agents are Ready. Of those that joined while nobody looked, and work, only as many are let
+    go as may be without an agent at a time, those of the run and those that start after their turn included.
     """
     if stable == ASSIGNMENT_LEGACY:
         yield from joined  # the same DaemonSet wants them afterwards: no pod is replaced
         return
     working = [node for node in joined if works_already(work, node)]
     yield from (node for node in joined if not works_already(work, node))
-    if not working or (work.is_active and not work.seen.deleting):
+    if not working:
         return
     limit = arithmetic.in_flight_limit(work.seen.spec, max(len(work.seen.members), 1))
-    moving = count_between_elsewhere(work)
-    if work.run is not None and work.run.state in ONGOING:
-        moving += work.count(IN_FLIGHT)
-    moving += sum(node.name not in work.touched and _is_starting(work, node) for node in work.members_at(stable))
+    moving = window.count_places(work).moving
+    if work.seen.deleting:
+        moving -= work.count(IN_FLIGHT)  # nobody judges them any more, so that some might be on their way for ever
     for node in arithmetic.order_nodes(working, work.seen.uid, 0):
         if moving >= limit:
             return
         moving += 1
+        work.welcomed += 1
         yield node
-
-
-def _is_starting(work: Work, node: Node) -> bool:
-    """Tell whether a node's agent is not Ready, but may become so in time."""
-    pods = work.pods(node.name)
-    if not node.ready or any(pod.ready_since for pod in pods):
-        return False
-    times = [pod.unready_since for pod in pods if pod.unready_since is not None]
-    since = min(times, default=work.seen.without_agent_since.get(node.name, work.seen.now))
-    until = since + timedelta(seconds=work.seen.spec.health.timeout_seconds)
-    if work.seen.now < until:
-        work.wakes.append(until)
-    return work.seen.now < until
 
 
 def _still_run_what_served_them(work: Work) -> bool:

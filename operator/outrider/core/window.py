@@ -17,8 +17,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import timedelta
 
+from outrider.api.rollout import BatchNode, NodeResult
 from outrider.core import batches as arithmetic
-from outrider.core.moves import is_leaving
+from outrider.core.moves import find_arriving, is_leaving
 from outrider.core.snapshot import Batch, Node
 from outrider.core.states import IN_FLIGHT
 from outrider.core.work import Work, bad_revisions, count_between_elsewhere, same_node, why_skip
@@ -66,7 +67,7 @@ class Places:
 def count_places(work: Work) -> Places:
     """Count who is without a working agent because of us."""
     untried = find_untried(work)
-    moving = work.count(IN_FLIGHT) + count_between_elsewhere(work)
+    moving = work.count(IN_FLIGHT) + count_between_elsewhere(work) + work.welcomed
     starting, away = _find_starting(work), 0
     for _, entry, _ in work.entries({"Pending"}):
         node = same_node(work, entry)
@@ -95,17 +96,26 @@ def find_untried(work: Work) -> frozenset[str]:
 
 
 def _find_starting(work: Work) -> set[str]:
-    """Return the nodes that runs had on their way when they ended, and that are not Ready since, for not too long."""
+    """Return the nodes that arrive without being on their way in the present run, and for not too long.
+
+    Those that runs had on their way when they ended, that joined, and whoever else was seen between two revisions.
+    """
     timeout = timedelta(seconds=work.seen.spec.health.timeout_seconds)
     flying = {entry.name for _, entry, _ in work.entries(IN_FLIGHT)}
     found: set[str] = set()
+    for name, since in find_arriving(work.seen).items():
+        if work.seen.nodes[name].ready and name not in flying and work.seen.now < since + timeout:
+            found.add(name)
+            work.wakes.append(since + timeout)
     for record in work.history:
         until = record.finished_at + timeout
         if until <= work.seen.now:
             break  # the newest is first
         for _, entry, result in work.entries({"Skipped"}, record.id, updates=True):
             node = same_node(work, entry)
-            if node is None or result.reason != "RunEnded" or result.started_at is None or node.name in flying:
+            if node is None or result.reason != "RunEnded" or result.started_at is None:
+                continue
+            if node.name in flying or node.name in found:
                 continue
             assignment = work.assignment(node)
             if assignment in work.seen.revisions and is_away(work, node, {assignment}):
@@ -162,6 +172,15 @@ def count_to_record(work: Work) -> int:
 def _count_lost(work: Work) -> int:
     """Return how many nodes failed for good, and are still there: not those whose agents were never touched."""
     return sum(
-        result.reason != "NodeGone" and result.started_at is not None and same_node(work, entry) is not None
+        result.reason != "NodeGone" and result.started_at is not None and _is_lost(work, entry, result)
         for _, entry, result in work.entries({"Failed"}, updates=True)
     )
+
+
+def _is_lost(work: Work, entry: BatchNode, result: NodeResult) -> bool:
+    """Tell whether a failed node is there, and does not only wait, with a working agent, for its turn to go back."""
+    node = same_node(work, entry)
+    if node is None:
+        return False
+    waits = result.reason != "ReturnFailed" and entry.back != entry.to and work.assignment(node) == entry.to
+    return not waits or is_away(work, node, {entry.to})

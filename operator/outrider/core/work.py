@@ -26,7 +26,7 @@ from outrider.core.plan import Action, Assign, CreateBatch, Event
 from outrider.core.requirements import Breach, find_breach, relied_on
 from outrider.core.scheduling import why_not_scheduled
 from outrider.core.snapshot import Batch, Hindrance, Node, Pod, RolloutSnapshot
-from outrider.core.states import BARRED, COMPLETED, NOT_BROUGHT, RESULTS
+from outrider.core.states import BARRED, COMPLETED, NOT_BROUGHT, RESULTS, UNDECIDED
 
 
 class Results(dict[str, NodeResult]):
@@ -77,10 +77,11 @@ class Work:
     the run waits for while nothing of it is under way. `unknown` are nodes, with why, whose check has told nothing
     until their deadline. `questions` are checks to be asked. `preparing` counts nodes of started batches that wait
     until they are prepared, which `preparations` see to. `moving` are without a working agent because of the run.
-    `arrivals` are moves that only wait for a node's pods to end. `returns_waiting` says that failed nodes whose agents
-    work wait for their turn to go back. `target` is the hash of the target whose nodes are all known. `fits` remembers
-    which kinds of nodes fit which revisions, `breaches` what would be broken on which. `form` says which nodes the
-    DaemonSet that was taken over wants (None: there is none), and `adoption` is what the status will say of it.
+    `arrivals` are moves that only wait for a node's pods to end. `welcomed` counts joined nodes that lose a working
+    agent in this pass, `returns_waiting` says that failed nodes whose agents work wait for their turn to go back.
+    `target` is the hash of the target whose nodes are all known. `fits` remembers which kinds of nodes fit which
+    revisions, `breaches` what would be broken on which. `form` says which nodes the DaemonSet that was taken over wants
+    (None: there is none), and `adoption` is what the status will say of it.
 
     A fleet may be large, and a pass short: what most policies look at is counted, or sorted by what it is, once.
     """
@@ -115,6 +116,7 @@ class Work:
     deadlock: Hindrance | None = None
     target: str | None = None
     shut: Hindrance | None = None
+    welcomed: int = 0
     returns_waiting: bool = False
     waiting: Hindrance | None = None
     fits: dict[tuple[object, ...], Answer] = field(default_factory=dict)
@@ -413,9 +415,10 @@ def count_between_elsewhere(work: Work) -> int:
     Dead ones do not count: nobody knows when they arrive, and they run nothing anyway. Nor do those whose old agents
     have not ended for as long as a node may take to become healthy: they would hold up everybody for ever.
     """
-    return sum(
-        node.ready and node.name not in work.touched and not is_stuck(work, node.name) for node in work.nodes_between
-    )
+    between = {(node.name, node.uid) for node in work.nodes_between if node.ready}
+    if between:
+        between -= {(entry.name, entry.uid) for _, entry, _ in work.entries(UNDECIDED)}
+    return sum(not is_stuck(work, name) for name, _ in between)
 
 
 def is_stuck(work: Work, node: str) -> bool:

@@ -95,6 +95,7 @@ class Memory:
     status_written: float = float("-inf")
     template_problems: dict[str, tuple[str, float]] = field(default_factory=dict)
     leaving_since: dict[str, datetime] = field(default_factory=dict)
+    arriving_since: dict[str, datetime] = field(default_factory=dict)
     without_agent_since: dict[str, datetime] = field(default_factory=dict)
     unprepared_since: dict[str, datetime] = field(default_factory=dict)
     prepare_problem: tuple[str, float] | None = None
@@ -292,6 +293,7 @@ class Gatherer:
             without_agent_since=memory.without_agent_since,
             under_way=frozenset(memory.patches),
             leaving_since=memory.leaving_since,
+            arriving_since=memory.arriving_since,
             legacy=legacy,
             zones=zones,
             preparing=preparing,

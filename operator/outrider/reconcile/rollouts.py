@@ -29,7 +29,7 @@ from outrider.api.rollout import RolloutBatchSpec, RolloutStatus
 from outrider.core import plan as actions
 from outrider.core.allowance import Allowance
 from outrider.core.batches import has_window
-from outrider.core.moves import alive_on, is_leaving, next_assignment
+from outrider.core.moves import alive_on, find_arriving, is_leaving, next_assignment
 from outrider.core.plan import Assign, Plan
 from outrider.core.prepare import build_prepare
 from outrider.core.revision import (
@@ -512,6 +512,7 @@ class RolloutReconciler:
     def _watch_half_moves(self, seen: RolloutSnapshot, memory: Memory) -> None:
         between = {name for name, node in seen.nodes.items() if is_leaving(node.labels.get(seen.assignment_key))}
         known = memory.leaving_since
+        memory.arriving_since = find_arriving(seen)
         memory.leaving_since = {name: known.get(name, seen.now) for name in between}
         memory.told &= between
         ages = {name: (seen.now - since).total_seconds() for name, since in memory.leaving_since.items()}
