@@ -825,6 +825,11 @@ def _is_told(work: Work, batch: Batch) -> bool:
     return not changed and work.finished[batch.name] == batch.status.finished_at
 
 
+def _is_left_between(work: Work, name: str) -> bool:
+    node = work.seen.nodes.get(name)
+    return node is not None and node.ready and name not in work.touched and is_leaving(work.assignment(node))
+
+
 def _count(work: Work) -> Tally:
     """Count what the status tells."""
     run = work.run
@@ -858,7 +863,7 @@ def _count(work: Work) -> Tally:
         failed=failed,
         failed_before=[each for each in before if not work.is_superseded(*each, of_run)],
         stopping=[(entry, result) for _, entry, result in work.entries({"Stopping"}, updates=True)],
-        left_between=sorted(node.name for node in work.nodes_between if node.ready and node.name not in work.touched),
+        left_between=sorted(name for name in work.seen.leaving_since if _is_left_between(work, name)),
         agents=count_agents(work.seen, lambda: {entry.name for _, entry, _ in work.entries(UNDECIDED | NOT_BROUGHT)}),
     )
 

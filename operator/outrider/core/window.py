@@ -15,7 +15,7 @@ Invariants:
 
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from outrider.api.rollout import BatchNode, NodeResult
 from outrider.core import batches as arithmetic
@@ -101,27 +101,26 @@ def _find_starting(work: Work) -> set[str]:
     Those that runs had on their way when they ended, that joined, and whoever else was seen between two revisions.
     """
     timeout = timedelta(seconds=work.seen.spec.health.timeout_seconds)
-    flying = {entry.name for _, entry, _ in work.entries(IN_FLIGHT)}
-    found: set[str] = set()
+    found: dict[str, datetime] = {}
     for name, since in find_arriving(work.seen).items():
-        if work.seen.nodes[name].ready and name not in flying and work.seen.now < since + timeout:
-            found.add(name)
-            work.wakes.append(since + timeout)
+        if work.seen.nodes[name].ready and work.seen.now < since + timeout:
+            found[name] = since + timeout
     for record in work.history:
         until = record.finished_at + timeout
         if until <= work.seen.now:
             break  # the newest is first
         for _, entry, result in work.entries({"Skipped"}, record.id, updates=True):
             node = same_node(work, entry)
-            if node is None or result.reason != "RunEnded" or result.started_at is None:
-                continue
-            if node.name in flying or node.name in found:
+            if node is None or result.reason != "RunEnded" or result.started_at is None or node.name in found:
                 continue
             assignment = work.assignment(node)
             if assignment in work.seen.revisions and is_away(work, node, {assignment}):
-                found.add(node.name)
-                work.wakes.append(until)
-    return found
+                found[node.name] = until
+    if found:
+        for _, entry, _ in work.entries(IN_FLIGHT):
+            found.pop(entry.name, None)
+    work.wakes += found.values()
+    return set(found)
 
 
 def is_away(work: Work, node: Node, untried: AbstractSet[str | None]) -> bool:
