@@ -46,7 +46,9 @@ def lose(story: Story, cluster: E2eCluster, *kinds: str) -> None:
             if kind != "daemonsets":
                 finalizers = json.dumps({"metadata": {"finalizers": None}})
                 cluster.kubectl("patch", *which, "--type=merge", f"--patch={finalizers}", *AS_OPERATOR)
-            cluster.kubectl("delete", *which, "--cascade=orphan", *AS_OPERATOR)
+            # Agents live on where their DaemonSets are lost, and records go with their Rollout.
+            cascade = "orphan" if kind == "daemonsets" else "background"
+            cluster.kubectl("delete", *which, f"--cascade={cascade}", *AS_OPERATOR)
 
 
 def names_of(story: Story, cluster: E2eCluster, kind: str) -> Iterable[str]:
