@@ -589,11 +589,10 @@ class Fleet:
 
     def out_of_service(self) -> int:
         """Count the nodes whose agent is away because of us."""
-        return sum(
-            is_leaving(self.assignment(name)) or not any(pod.ready_since for pod in sim.pods)
-            for name, sim in self.nodes.items()
-            if sim.node.ready
-        )
+        return sum(self.is_out(name) for name, sim in self.nodes.items() if sim.node.ready)
+
+    def is_out(self, name: str) -> bool:
+        return is_leaving(self.assignment(name)) or not any(pod.ready_since for pod in self.nodes[name].pods)
 
     # -- driving it
 

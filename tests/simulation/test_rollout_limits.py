@@ -38,10 +38,7 @@ def live(world: TroubledFleet, seconds: int, *, until: Callable[[TroubledFleet],
 @EVERY_STRATEGY
 def test_nodes_that_joined_while_nobody_looked_lose_their_working_agents_in_turn(strategy: Any) -> None:
     world = installed(6, strategy)
-    for number in range(12):
-        world.join(f"late-{number}")
-    for _ in range(60):
-        world.tick()  # the joiners' DaemonSet serves them, and the operator is away
+    world.join_unseen(*(f"late-{number}" for number in range(12)))
     assert world.out_of_service() == 0
     assert live(world, 200, until=lambda w: w.assignments() == {OLD: 18}) == 3
     assert world.assignments() == {OLD: 18}
@@ -53,10 +50,7 @@ def test_nodes_that_are_made_anew_under_their_names_do_so_too(strategy: Any) -> 
     again = sorted(world.nodes)[6:]
     for name in again:
         world.leave(name)
-    for name in again:
-        world.join(name)
-    for _ in range(60):
-        world.tick()
+    world.join_unseen(*again)
     assert world.out_of_service() == 0
     assert live(world, 200, until=lambda w: w.assignments() == {OLD: 18}) == 3
     assert world.assignments() == {OLD: 18}
@@ -65,10 +59,7 @@ def test_nodes_that_are_made_anew_under_their_names_do_so_too(strategy: Any) -> 
 @pytest.mark.parametrize("change", [{"target": {"nodeSelector": {}}}, {"joiners": "Wait"}], ids=["target", "joiners"])
 def test_what_serves_joined_nodes_stays_until_each_has_had_its_turn(change: Any) -> None:
     world = installed(6, {"type": "Rolling", "rolling": {"maxUnavailable": 1}})
-    for number in range(8):
-        world.join(f"late-{number}")
-    for _ in range(60):
-        world.tick()
+    world.join_unseen(*(f"late-{number}" for number in range(8)))
     world.change(version="1.1.0")
     live(world, 5, until=lambda _: False)
     world.change(**change)
@@ -97,20 +88,14 @@ def test_a_joined_node_without_a_working_agent_waits_for_nobody() -> None:
 
 def test_joined_nodes_and_those_of_a_run_share_the_limit() -> None:
     world = installed(20)
-    for number in range(10):
-        world.join(f"late-{number}")
-    for _ in range(60):
-        world.tick()
+    world.join_unseen(*(f"late-{number}" for number in range(10)))
     world.change(version="1.1.0")
     assert live(world, 600, until=lambda w: w.assignments() == {NEW: 30}) == 3
 
 
 def test_a_rollout_that_is_deleted_leaves_joined_nodes_their_agents_in_turn() -> None:
     world = installed(6)
-    for number in range(12):
-        world.join(f"late-{number}")
-    for _ in range(60):
-        world.tick()
+    world.join_unseen(*(f"late-{number}" for number in range(12)))
     world.deleting = True
     assert live(world, 200, until=lambda w: not w.finalizer) == 3
     assert world.assignments() == {OLD: 18}
@@ -129,10 +114,7 @@ def test_a_deletion_waits_for_nobody_who_is_not_judged_any_more(how: str) -> Non
         world.behaviour = lambda _node, revision: "never-ready" if revision == NEW else "healthy"
         live(world, 60, until=lambda w: any(state == "Starting" for _, state, _ in w.entries(2)))
         world.change(**{how: True})
-    for number in range(3):
-        world.join(f"late-{number}")
-    for _ in range(60):
-        world.tick()
+    world.join_unseen(*(f"late-{number}" for number in range(3)))
     if how == "retried":
         world.ask("retry")
         world.execute(world.plan())
@@ -209,14 +191,10 @@ def test_a_canary_step_that_is_retried_opens_the_window_for_nobody_else() -> Non
     while not is_at_rest(world):
         for _ in range(3):
             world.execute(world.plan())
-            others = [name for name in world.nodes if name not in canaries and is_out(world, name)]
+            others = [name for name in world.nodes if name not in canaries and world.is_out(name)]
             assert len(others) <= 2
         world.tick()
     assert world.assignments() == {NEW: 40}
-
-
-def is_out(world: TroubledFleet, name: str) -> bool:
-    return is_leaving(world.assignment(name)) or not any(pod.ready_since for pod in world.nodes[name].pods)
 
 
 @EVERY_STRATEGY
@@ -240,7 +218,7 @@ def test_a_rollback_waits_for_those_that_its_run_had_on_their_way(strategy: Any,
     world = installed(20, strategy, health={"timeoutSeconds": 300, "minReadySeconds": 0})
     world.slow = 20
     world.change(version="1.1.0")
-    live(world, 600, until=lambda w: w.assignments().get(NEW, 0) >= 6 and sum(is_out(w, n) for n in w.nodes) >= 2)
+    live(world, 600, until=lambda w: w.assignments().get(NEW, 0) >= 6 and sum(w.is_out(n) for n in w.nodes) >= 2)
     if how == "revoke":
         world.phases["1.1.0"] = "Revoked"
     elif how == "abort":

@@ -269,10 +269,7 @@ def test_a_process_that_ends_when_it_sends_somebody_back_leaves_him_a_deadline()
 
 def joined_unseen(**labels: str) -> TroubledFleet:
     fleet = installed(6)
-    for number in range(3):
-        fleet.join(f"late-{number}", **labels)
-    for _ in range(60):
-        fleet.tick()
+    fleet.join_unseen("late-0", "late-1", "late-2", **labels)
     return fleet
 
 

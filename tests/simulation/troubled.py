@@ -37,6 +37,13 @@ class TroubledFleet(Fleet):
             if pod.gone_at is not None:
                 pod.gone_at = float("inf")
 
+    def join_unseen(self, *names: str, **labels: str) -> None:
+        """Let nodes join while the operator is away, and their agents become Ready by the joiners' DaemonSet."""
+        for name in names:
+            self.join(name, **labels)
+        for _ in range(60):
+            self.tick()
+
     def restart_agents(self, nodes: set[str] | None = None) -> None:
         """Let all agents of the new version restart once, or those on some nodes."""
         self.restarted = frozenset(

@@ -49,11 +49,7 @@ def _leave_agents(work: Work) -> bool:
     stable = work.stable
     if seen.joiners and stable is not None and stable in seen.revisions and not is_barred(work, stable):
         joined = [node for node in work.members_at(None) if node.ready and _is_served_as_joiner(work, node)]
-        begun = seen.deleting_since
-        given_up = begun is not None and seen.now >= begun + timedelta(seconds=LABELS_SECONDS)
-        if begun is not None:
-            work.wakes.append(begun + timedelta(seconds=LABELS_SECONDS))
-        for node in joined if given_up else take_turns(work, joined, stable):
+        for node in joined if _is_late(work) else take_turns(work, joined, stable):
             move(work, node, stable)
     if not joined:
         # Without the Rollout nobody would ever give its nodes an assignment, nor see that another wants them.
@@ -69,15 +65,12 @@ def _take_everything_away(work: Work) -> bool:
     if seen.joiners and not seen.namespace_terminating:
         return False  # it would serve the nodes that lose their label
     ours = [node for node in seen.nodes.values() if _is_ours(work, node)]
-    begun = seen.deleting_since
-    given_up = begun is not None and seen.now >= begun + timedelta(seconds=LABELS_SECONDS)
+    given_up = _is_late(work)
     # A DaemonSet that was taken over would serve nodes without a label at once.
     after = ASSIGNMENT_NONE if work.form is not None and not seen.namespace_terminating else None
     work.moves.extend(Assign(node.name, node.uid, work.assignment(node), after) for node in ours)
     if ours and not given_up:
         work.gate += f"; {len(ours)} nodes still have their label: {name_first(sorted(node.name for node in ours))}"
-        if begun is not None:
-            work.wakes.append(begun + timedelta(seconds=LABELS_SECONDS))
         return False
     if ours:
         work.say(
@@ -91,6 +84,16 @@ def _take_everything_away(work: Work) -> bool:
         DeleteRevision(revision) for revision in sorted(seen.revisions) if revision != ASSIGNMENT_LEGACY
     )
     return True
+
+
+def _is_late(work: Work) -> bool:
+    """Tell whether the deletion has lasted for so long that nodes are waited for no more."""
+    if work.seen.deleting_since is None:
+        return False
+    until = work.seen.deleting_since + timedelta(seconds=LABELS_SECONDS)
+    if work.seen.now < until:
+        work.wakes.append(until)
+    return work.seen.now >= until
 
 
 def _is_ours(work: Work, node: Node) -> bool:

@@ -44,6 +44,11 @@ def alive_on(pods: Iterable[Pod]) -> AbstractSet[str]:
     return {pod.revision if pod.role == ROLE_REVISION else f"{pod.role}/{pod.revision}" for pod in pods if pod.live}
 
 
+def is_ready(pods: Iterable[Pod], revision: str | None) -> bool:
+    """Tell whether a pod of a revision is Ready."""
+    return any(pod.ready_since is not None and pod.revision == revision for pod in pods)
+
+
 def find_arriving(seen: RolloutSnapshot) -> dict[str, datetime]:
     """Return the nodes that have a revision again, and no Ready agent of it yet, with since when that is known."""
     found: dict[str, datetime] = {}
@@ -52,7 +57,7 @@ def find_arriving(seen: RolloutSnapshot) -> dict[str, datetime]:
         assignment = node.labels.get(seen.assignment_key) if node is not None else None
         if assignment not in seen.revisions:
             continue
-        if not any(pod.ready_since is not None and pod.revision == assignment for pod in seen.pods.get(name, ())):
+        if not is_ready(seen.pods.get(name, ()), assignment):
             found[name] = seen.arriving_since.get(name, seen.now)
     return found
 

@@ -32,7 +32,7 @@ from outrider.core.fleet import is_excluded
 from outrider.core.gates import find_early_start, keep_to_windows, wait_for_approval, wait_for_window, why_shut
 from outrider.core.judgement import judge_nodes, since_observed, tell_end_of_batch, why_over_tolerance, with_state
 from outrider.core.leavers import remove_leavers, reopen
-from outrider.core.moves import is_leaving, leaving, target_of
+from outrider.core.moves import is_leaving, is_ready, leaving, target_of
 from outrider.core.plan import (
     Action,
     CreateRevision,
@@ -383,9 +383,7 @@ class _Turns:
         return self._places.take(self._work, batch, node)
 
     def _works(self, entry: BatchNode, node: Node) -> bool:
-        assignment = self._work.assignment(node)
-        pods = self._work.pods(node.name)
-        return assignment == entry.to and any(pod.ready_since and pod.revision == assignment for pod in pods)
+        return self._work.assignment(node) == entry.to and is_ready(self._work.pods(node.name), entry.to)
 
 
 def close_batches(work: Work) -> None:

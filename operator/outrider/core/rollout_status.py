@@ -46,8 +46,7 @@ class Tally:
 
     `states` are the run's nodes by the state of their result, each once; `failed` and `stopping` those of them, and
     `failed_before` those that failed in the run that this one takes back. `left_between` are nodes that an earlier run
-    has left between two revisions. `untouched` are still to be moved, and in no
-    batch yet. `agents` is what runs.
+    has left between two revisions. `untouched` are still to be moved, and in no batch yet. `agents` is what runs.
     """
 
     states: Mapping[str, int]
@@ -434,9 +433,7 @@ def _degradations(view: _View) -> list[Finding]:
         if result.started_at is not None and (seen.now - result.started_at).total_seconds() >= STUCK_SECONDS
     ]
     waiting += [
-        node
-        for node in tally.left_between
-        if (since := seen.leaving_since.get(node)) is not None and (seen.now - since).total_seconds() >= STUCK_SECONDS
+        node for node in tally.left_between if (seen.now - seen.leaving_since[node]).total_seconds() >= STUCK_SECONDS
     ]
     if waiting:
         message = f"more than {STUCK_SECONDS} s after their move began the old pods have not ended"

@@ -55,10 +55,11 @@ def welcome_joiners(work: Work) -> None:
     recorded = [node for node in unassigned if moving.get(node.name) == node.uid]
     joined = [node for node in unassigned if moving.get(node.name) != node.uid and is_joiner(work, node)]
     now = list(take_turns(work, joined, stable))
-    waiting = {node.name for node in (*joined, *recorded) if works_already(work, node)} - {node.name for node in now}
     wanted = adoption.hand_over_joiners(work, wanted_joiners(work, stable))
     if outdated := [joiners for joiners in serving if joiners != wanted]:
-        if not waiting:  # else it would take the agents of those whose turn has not come
+        names = {node.name for node in now}
+        if not any(works_already(work, node) for node in (*joined, *recorded) if node.name not in names):
+            # Else it would take the agents of those whose turn has not come.
             work.clean_up.extend(DeleteJoiners(joiners) for joiners in outdated)
     elif (
         wanted is not None

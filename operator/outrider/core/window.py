@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 
 from outrider.api.rollout import BatchNode, NodeResult
 from outrider.core import batches as arithmetic
-from outrider.core.moves import find_arriving, is_leaving
+from outrider.core.moves import find_arriving, is_leaving, is_ready
 from outrider.core.snapshot import Batch, Node
 from outrider.core.states import IN_FLIGHT
 from outrider.core.work import Work, bad_revisions, count_between_elsewhere, same_node, why_skip
@@ -128,7 +128,7 @@ def is_away(work: Work, node: Node, untried: AbstractSet[str | None]) -> bool:
     assignment = work.assignment(node)
     if assignment not in untried or not node.ready:
         return False
-    return not any(pod.ready_since is not None and pod.revision == assignment for pod in work.pods(node.name))
+    return not is_ready(work.pods(node.name), assignment)
 
 
 def rolls_in_a_window(work: Work) -> bool:

@@ -60,7 +60,6 @@ _REFUSED_SECONDS = 2.0
 """After so long a node whose patch was refused is tried again."""
 _PREPARE_SECONDS = 30.0
 """After so long a DaemonSet that prepares nodes is tried again, if it was refused."""
-_MEASURED_STATES = ("all", "updated", "outdated", "pending", "failed", "skipped")
 _MEASURED_CONDITIONS = ("Ready", "Stalled", "Degraded", "Paused")
 _ASK_AGAIN_SECONDS = 5.0
 """Whoever verifies may have been busy with the version when he was asked."""
@@ -501,8 +500,14 @@ class RolloutReconciler:
 
     def _report_metrics(self, seen: RolloutSnapshot, plan: Plan) -> None:
         run = plan.status.run
-        values = {state: getattr(run, state, 0) for state in _MEASURED_STATES}
-        values |= {"all": plan.status.nodes, "failed": plan.status.failed}
+        values = {
+            "all": plan.status.nodes,
+            "updated": run.updated if run else 0,
+            "outdated": run.outdated if run else 0,
+            "pending": run.pending if run else 0,
+            "failed": plan.status.failed,
+            "skipped": run.skipped if run else 0,
+        }
         for state, value in values.items():
             NODES_METRIC.labels(seen.namespace, seen.name, state).set(value)
         hold = {condition.type for condition in plan.status.conditions if condition.status == "True"}
